@@ -1,0 +1,94 @@
+// Activations, element by element and softmax row by row. The first are bound by memory (relu) or by libm (the others).
+// Every backward takes y, the forward's result, so that x need not be kept.
+#include <cmath>
+
+#include "../ops.h"
+#include "parallel.h"
+#include "softmax.h"
+
+namespace fastnn::FASTNN_TARGET {
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // elements an item takes
+
+}  // namespace
+
+template <class T>
+void relu_forward(int64_t size, const T* x, T* y, Stream) {
+  parallel_chunks(size, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = x[i] <= T(0) ? T(0) : x[i];  // a NaN is not <= 0: it stays
+  });
+}
+
+template <class T>
+void relu_backward(int64_t size, const T* dy, const T* y, T* dx, Stream) {
+  parallel_chunks(size, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T gradient = dy[i];  // read in any case: a select, not a branch that half the elements mispredict
+      dx[i] = y[i] > T(0) ? gradient : T(0);
+    }
+  });
+}
+
+template <class T>
+void sigmoid_forward(int64_t size, const T* x, T* y, Stream) {
+  parallel_chunks(size, kGrain / 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T e = std::exp(-std::abs(x[i]));  // of a number not above 0: never overflows
+      y[i] = (x[i] < T(0) ? e : T(1)) / (T(1) + e);
+    }
+  });
+}
+
+template <class T>
+void sigmoid_backward(int64_t size, const T* dy, const T* y, T* dx, Stream) {
+  parallel_chunks(size, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) dx[i] = dy[i] * y[i] * (T(1) - y[i]);
+  });
+}
+
+template <class T>
+void tanh_forward(int64_t size, const T* x, T* y, Stream) {
+  parallel_chunks(size, kGrain / 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = std::tanh(x[i]);
+  });
+}
+
+template <class T>
+void tanh_backward(int64_t size, const T* dy, const T* y, T* dx, Stream) {
+  parallel_chunks(size, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) dx[i] = dy[i] * (T(1) - y[i] * y[i]);
+  });
+}
+
+template <class T>
+void softmax_forward(int64_t rows, int64_t cols, const T* x, T* y, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) softmax_row(cols, x + row * cols, y + row * cols);
+  });
+}
+
+template <class T>
+void softmax_backward(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin * cols; at < end * cols; at += cols) {
+      T dot = 0;
+      for (int64_t c = 0; c < cols; ++c) dot += dy[at + c] * y[at + c];
+      for (int64_t c = 0; c < cols; ++c) dx[at + c] = y[at + c] * (dy[at + c] - dot);
+    }
+  });
+}
+
+#define ELEMENTWISE(name, T)                                              \
+  template void name##_forward<T>(int64_t, const T*, T*, Stream);           \
+  template void name##_backward<T>(int64_t, const T*, const T*, T*, Stream);
+#define INSTANTIATE(T)                                                    \
+  ELEMENTWISE(relu, T)                                                    \
+  ELEMENTWISE(sigmoid, T)                                                 \
+  ELEMENTWISE(tanh, T)                                                    \
+  template void softmax_forward<T>(int64_t, int64_t, const T*, T*, Stream); \
+  template void softmax_backward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace fastnn::FASTNN_TARGET

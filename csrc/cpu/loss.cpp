@@ -1,0 +1,93 @@
+// Losses, one value per row. Cross-entropy is taken from logits by log-sum-exp over what remains after the row's maximum is
+// taken off, so that it is finite wherever the mathematics is. A row is one thread's; its sums run from left to right.
+#include <cmath>
+
+#include "../ops.h"
+#include "parallel.h"
+#include "softmax.h"
+
+namespace fastnn::FASTNN_TARGET {
+
+int64_t find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream) {
+  for (int64_t row = 0; row < rows; ++row)
+    if (labels[row] < 0 || labels[row] >= cols) return row;
+  return -1;
+}
+
+template <class T>
+void sparse_cross_entropy_forward(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const Normalizer<T> s = softmax_row(cols, x + row * cols, y + row * cols);
+      loss[row] = std::log(s.sum) - (x[row * cols + labels[row]] - s.top);
+    }
+  });
+}
+
+template <class T>
+void sparse_cross_entropy_backward(int64_t rows, int64_t cols, const T* dloss, const T* y, const int32_t* labels, T* dx, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t c = 0; c < cols; ++c)
+        dx[row * cols + c] = (y[row * cols + c] - (c == labels[row] ? T(1) : T(0))) * dloss[row];
+  });
+}
+
+template <class T>
+void cross_entropy_forward(int64_t rows, int64_t cols, const T* x, const T* target, T* loss, T* y, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T *in = x + row * cols, *t = target + row * cols;
+      const Normalizer<T> s = softmax_row(cols, in, y + row * cols);
+      T sum = 0;
+      for (int64_t c = 0; c < cols; ++c)
+        if (t[c] != T(0)) sum += t[c] * (std::log(s.sum) - (in[c] - s.top));  // 0 * log 0 is 0
+      loss[row] = sum;
+    }
+  });
+}
+
+template <class T>
+void cross_entropy_backward(int64_t rows, int64_t cols, const T* dloss, const T* y, const T* target, T* dx, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T* t = target + row * cols;
+      T total = 0;
+      for (int64_t c = 0; c < cols; ++c) total += t[c];
+      for (int64_t c = 0; c < cols; ++c) dx[row * cols + c] = (y[row * cols + c] * total - t[c]) * dloss[row];
+    }
+  });
+}
+
+template <class T>
+void mean_squared_error_forward(int64_t rows, int64_t cols, const T* x, const T* target, T* loss, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      T sum = 0;
+      for (int64_t i = row * cols; i < (row + 1) * cols; ++i) sum += (x[i] - target[i]) * (x[i] - target[i]);
+      loss[row] = sum / T(cols);
+    }
+  });
+}
+
+template <class T>
+void mean_squared_error_backward(int64_t rows, int64_t cols, const T* dloss, const T* x, const T* target, T* dx, Stream) {
+  parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const T scale = T(2) * dloss[row] / T(cols);
+      for (int64_t i = row * cols; i < (row + 1) * cols; ++i) dx[i] = (x[i] - target[i]) * scale;
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                                                        \
+  template void sparse_cross_entropy_forward<T>(int64_t, int64_t, const T*, const int32_t*, T*, T*, Stream);                  \
+  template void sparse_cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const int32_t*, T*, Stream);           \
+  template void cross_entropy_forward<T>(int64_t, int64_t, const T*, const T*, T*, T*, Stream);                               \
+  template void cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);                        \
+  template void mean_squared_error_forward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);                              \
+  template void mean_squared_error_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace fastnn::FASTNN_TARGET

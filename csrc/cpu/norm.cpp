@@ -1,0 +1,120 @@
+// Sums per channel over all pixels, and batch normalisation on top of them.
+//
+// The rows (pixels) are cut into slices by their number alone; each slice sums its rows from top to bottom into a partial,
+// and the partials are added up in order. Sums run in double whatever T is: a float sum of a million pixels would lose digits.
+// Bound by memory: x once per pass (forward: mean, variance, y; backward: the two sums, dx).
+#include <algorithm>
+#include <cmath>
+
+#include "../ops.h"
+#include "parallel.h"
+
+namespace fastnn::FASTNN_TARGET {
+namespace {
+
+int64_t slice_count(int64_t rows) { return std::clamp<int64_t>(rows / 256, 1, 32); }
+
+// Doubles in a workspace of T: two sums a channel for each slice.
+template <class T>
+double* as_doubles(T* workspace) {
+  return reinterpret_cast<double*>((reinterpret_cast<uintptr_t>(workspace) + 7) & ~uintptr_t(7));
+}
+
+// sums[s * cols + c] = sum over rows of the s-th value that term(row, c, values) gives; the result lies at the workspace's start.
+template <int kSums, class Term>
+void channel_sums(int64_t rows, int64_t cols, double* sums, Term term) {
+  const int64_t slices = slice_count(rows), width = kSums * cols;
+  parallel_for(slices, [&](int64_t slice) {
+    double* partial = sums + slice * width;
+    std::fill(partial, partial + width, 0.0);
+    for (int64_t row = rows * slice / slices; row < rows * (slice + 1) / slices; ++row)
+      for (int64_t c = 0; c < cols; ++c) {
+        double values[kSums];
+        term(row, c, values);
+        for (int s = 0; s < kSums; ++s) partial[s * cols + c] += values[s];
+      }
+  });
+  for (int64_t slice = 1; slice < slices; ++slice)
+    for (int64_t i = 0; i < width; ++i) sums[i] += sums[slice * width + i];
+}
+
+template <class T>
+void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var, double epsilon, T* y) {
+  parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t c = 0; c < cols; ++c)
+        y[row * cols + c] = gamma[c] * ((x[row * cols + c] - mean[c]) / std::sqrt(var[c] + T(epsilon))) + beta[c];
+  });
+}
+
+}  // namespace
+
+template <class T>
+int64_t channel_workspace(int64_t rows, int64_t cols) {
+  return (slice_count(rows) * 2 * cols + 1) * int64_t(sizeof(double) / sizeof(T));
+}
+
+template <class T>
+void bias_backward(int64_t rows, int64_t cols, const T* dy, T* db, T* workspace, Stream) {
+  double* sums = as_doubles(workspace);
+  channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) { v[0] = double(dy[row * cols + c]); });
+  for (int64_t c = 0; c < cols; ++c) db[c] = T(sums[c]);
+}
+
+template <class T>
+void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, double epsilon, T* y, T* mean, T* var,
+                        T* workspace, Stream) {
+  double* sums = as_doubles(workspace);
+  channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) { v[0] = double(x[row * cols + c]); });
+  for (int64_t c = 0; c < cols; ++c) mean[c] = T(sums[c] / double(rows));
+  channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) {
+    const double d = double(x[row * cols + c]) - double(mean[c]);
+    v[0] = d * d;
+  });
+  for (int64_t c = 0; c < cols; ++c) var[c] = T(sums[c] / double(rows));
+  normalize(rows, cols, x, gamma, beta, mean, var, epsilon, y);
+}
+
+// With n = rows, d = x - mean, s = 1 / sqrt(var + epsilon):
+//   dbeta = sum dy,  dgamma = s * sum dy d,  dx = gamma s (dy - dbeta / n - d s dgamma / n)
+// (Ioffe and Szegedy 2015, section 3, their chain rule collected.)
+template <class T>
+void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, const T* gamma, const T* mean, const T* var, double epsilon,
+                         T* dx, T* dgamma, T* dbeta, T* workspace, Stream) {
+  double* sums = as_doubles(workspace);
+  channel_sums<2>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) {
+    v[0] = double(dy[row * cols + c]);
+    v[1] = v[0] * (double(x[row * cols + c]) - double(mean[c]));
+  });
+  for (int64_t c = 0; c < cols; ++c) {
+    dbeta[c] = T(sums[c]);
+    dgamma[c] = T(sums[cols + c] / std::sqrt(double(var[c]) + epsilon));
+  }
+  parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
+    const T n = T(rows);
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t c = 0; c < cols; ++c) {
+        const int64_t i = row * cols + c;
+        const T scale = T(1) / std::sqrt(var[c] + T(epsilon));
+        dx[i] = gamma[c] * scale * (dy[i] - dbeta[c] / n - (x[i] - mean[c]) * scale * (dgamma[c] / n));
+      }
+  });
+}
+
+template <class T>
+void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
+                          double epsilon, T* y, Stream) {
+  normalize(rows, cols, x, gamma, beta, mean, var, epsilon, y);
+}
+
+#define INSTANTIATE(T)                                                                                                              \
+  template int64_t channel_workspace<T>(int64_t, int64_t);                                                                          \
+  template void bias_backward<T>(int64_t, int64_t, const T*, T*, T*, Stream);                                                       \
+  template void batch_norm_forward<T>(int64_t, int64_t, const T*, const T*, const T*, double, T*, T*, T*, T*, Stream);              \
+  template void batch_norm_backward<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*, T*, T*, T*,  \
+                                       Stream);                                                                                     \
+  template void batch_norm_inference<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*, Stream);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace fastnn::FASTNN_TARGET

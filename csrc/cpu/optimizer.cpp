@@ -1,0 +1,69 @@
+// Optimizer steps, in place, over all parameters of a network in one call. An item is up to kGrain elements of one tensor.
+// Bound by memory: each array read once, the parameter and its slots written once.
+#include <algorithm>
+#include <cmath>
+
+#include "../ops.h"
+#include "parallel.h"
+
+namespace fastnn::FASTNN_TARGET {
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;
+
+// f(tensor, begin, end) over all tensors' elements.
+template <class Tensor, class F>
+void for_elements(const Tensor* tensors, int64_t count, F f) {
+  int64_t items = 0;
+  for (int64_t i = 0; i < count; ++i) items += (tensors[i].size + kGrain - 1) / kGrain;
+  parallel_for(items, [&](int64_t item) {
+    const Tensor* t = tensors;
+    for (int64_t chunks; item >= (chunks = (t->size + kGrain - 1) / kGrain); ++t) item -= chunks;
+    f(*t, item * kGrain, std::min((item + 1) * kGrain, t->size));
+  });
+}
+
+}  // namespace
+
+// Keras's SGD: v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. Weight decay is decoupled:
+// w loses lr * decay * w first (Loshchilov and Hutter 2019).
+template <class T>
+void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions& o, Stream) {
+  const T rate = T(o.learning_rate), momentum = T(o.momentum), keep = T(1 - o.learning_rate * o.weight_decay);
+  for_elements(tensors, count, [=, nesterov = o.nesterov](const SgdTensor<T>& t, int64_t begin, int64_t end) {
+    T *__restrict w = t.w, *__restrict velocity = t.velocity;
+    const T* __restrict dw = t.dw;
+    if (!velocity)
+      for (int64_t i = begin; i < end; ++i) w[i] = w[i] * keep - rate * dw[i];
+    else
+      for (int64_t i = begin; i < end; ++i) {
+        const T v = velocity[i] = momentum * velocity[i] - rate * dw[i];
+        w[i] = w[i] * keep + (nesterov ? momentum * v - rate * dw[i] : v);
+      }
+  });
+}
+
+// Kingma and Ba 2015, algorithm 1 in the order of the end of section 2 (epsilon outside the bias correction), as Keras.
+template <class T>
+void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o, Stream) {
+  const double correction = std::sqrt(1 - std::pow(o.beta_2, double(o.step))) / (1 - std::pow(o.beta_1, double(o.step)));
+  const T rate = T(o.learning_rate * correction), keep = T(1 - o.learning_rate * o.weight_decay);
+  const T share_1 = T(1 - o.beta_1), share_2 = T(1 - o.beta_2), epsilon = T(o.epsilon);
+  for_elements(tensors, count, [=](const AdamTensor<T>& t, int64_t begin, int64_t end) {
+    T *__restrict w = t.w, *__restrict m = t.m, *__restrict v = t.v;
+    const T* __restrict dw = t.dw;
+    for (int64_t i = begin; i < end; ++i) {
+      m[i] += (dw[i] - m[i]) * share_1;
+      v[i] += (dw[i] * dw[i] - v[i]) * share_2;
+      w[i] = w[i] * keep - rate * m[i] / (std::sqrt(v[i]) + epsilon);
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                  \
+  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const SgdOptions&, Stream);   \
+  template void adam_step<T>(const AdamTensor<T>*, int64_t, const AdamOptions&, Stream);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace fastnn::FASTNN_TARGET

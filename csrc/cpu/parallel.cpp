@@ -1,0 +1,159 @@
+#include "parallel.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace fastnn {
+namespace {
+
+inline void pause_cpu() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// How long a thread looks before it sleeps: a few tens of microseconds, about the time from one kernel to the next.
+constexpr int kSpins = 1000;
+
+class Pool {
+ public:
+  explicit Pool(int threads) : threads_(threads) {}
+
+  int threads() const { return threads_; }
+
+  void run(int64_t items, void (*body)(void*, int64_t), void* context) {
+    std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
+    if (threads_ == 1 || items <= 1 || !lock.try_lock() || stopping_.load(std::memory_order_relaxed)) {
+      for (int64_t item = 0; item < items; ++item) body(context, item);
+      return;
+    }
+    start_workers();
+    body_ = body, context_ = context, items_ = items;
+    next_.store(0, std::memory_order_relaxed);
+    members_.fetch_sub(kClosed, std::memory_order_release);  // open: workers may join
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    take_items();
+    // Closed, so that a worker that wakes up late stays out: the caller waits for members only, never for a sleeper.
+    members_.fetch_add(kClosed, std::memory_order_acq_rel);
+    for (int spin = 0;; ++spin) {
+      const int seen = members_.load(std::memory_order_acquire);
+      if (seen == kClosed) break;
+      if (spin < kSpins) pause_cpu();
+      else members_.wait(seen, std::memory_order_acquire);
+    }
+  }
+
+  // Ends the workers; the caller holds no region open.
+  void stop() {
+    std::lock_guard<std::mutex> lock(busy_);
+    stopping_.store(true, std::memory_order_relaxed);
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    for (int i = 0; i < started_; ++i) workers_[i].join();
+    delete[] workers_;
+    workers_ = nullptr, started_ = 0;
+  }
+
+ private:
+  void start_workers() {
+    if (workers_) return;
+    workers_ = new std::thread[threads_ - 1];
+    for (; started_ < threads_ - 1; ++started_) {
+      try {
+        workers_[started_] = std::thread([this] { work(); });
+      } catch (const std::system_error&) {
+        break;  // the system gives no more threads: fewer do the same work, with the same bits
+      }
+    }
+  }
+
+  void take_items() {
+    for (;;) {
+      const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
+      if (item >= items_) return;
+      body_(context_, item);
+    }
+  }
+
+  void work() {
+    uint32_t seen = 0;
+    for (;;) {
+      for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen && spin < kSpins; ++spin) pause_cpu();
+      epoch_.wait(seen, std::memory_order_acquire);
+      seen = epoch_.load(std::memory_order_acquire);
+      if (stopping_.load(std::memory_order_relaxed)) return;
+      if (!(members_.fetch_add(1, std::memory_order_acquire) & kClosed)) take_items();
+      if (members_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) members_.notify_all();
+    }
+  }
+
+  static constexpr int kClosed = 1 << 30;
+  const int threads_;
+  std::mutex busy_;  // held by the caller whose items the workers take
+  std::thread* workers_ = nullptr;
+  int started_ = 0;
+  std::atomic<bool> stopping_{false};
+  std::atomic<uint32_t> epoch_{0};     // counts regions; what workers sleep on
+  std::atomic<int> members_{kClosed};  // workers inside the open region, plus kClosed while none is open
+  std::atomic<int64_t> next_{0};
+  void (*body_)(void*, int64_t) = nullptr;
+  void* context_ = nullptr;
+  int64_t items_ = 0;
+};
+
+int available_cpus() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
+  return count ? int(count) : 1;
+}
+
+// The pool is never destroyed: its threads sleep until the process ends. A fork leaves the child without them (and maybe
+// with a held lock), so the child starts over with a pool of its own.
+std::atomic<Pool*> current{nullptr};
+std::mutex resize;
+
+Pool* pool() {
+  Pool* p = current.load(std::memory_order_acquire);
+  if (p) return p;
+  Pool* fresh = new Pool(available_cpus());
+  if (!current.compare_exchange_strong(p, fresh)) {
+    delete fresh;
+    return p;
+  }
+  pthread_atfork([] { resize.lock(); }, [] { resize.unlock(); },
+                 [] {
+                   resize.unlock();
+                   current.store(new Pool(current.load()->threads()));
+                 });
+  return fresh;
+}
+
+}  // namespace
+
+int get_num_threads() { return pool()->threads(); }
+
+void set_num_threads(int count) {
+  std::lock_guard<std::mutex> lock(resize);
+  Pool* old = pool();
+  if (old->threads() == count) return;
+  current.store(new Pool(count), std::memory_order_release);
+  old->stop();  // not deleted: another thread may still be on its way into run()
+}
+
+void run_items(int64_t items, void (*body)(void*, int64_t), void* context) { pool()->run(items, body, context); }
+
+}  // namespace fastnn

@@ -1,0 +1,93 @@
+// One vector of floats or doubles as wide as the instruction set that this file is compiled for, as a GCC/Clang vector
+// extension: + - * / and comparisons work element by element. Only what the compiler cannot say by itself is wrapped.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace fastnn::FASTNN_TARGET::simd {
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32, kRegisters = 16;
+#else
+constexpr int kBytes = 16, kRegisters = 16;  // SSE2, NEON, or whatever the compiler makes of 16 bytes
+#endif
+
+template <class T>
+struct Type {
+  typedef T V __attribute__((vector_size(kBytes)));
+};
+template <class T>
+using V = typename Type<T>::V;
+
+template <class T>
+constexpr int kWidth = kBytes / int(sizeof(T));
+
+template <class T>
+inline V<T> load(const T* p) {
+  V<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* p, V<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// The first n of a vector's elements, 0 <= n <= kWidth; the others are read as zero and not written.
+template <class T>
+inline V<T> load(const T* p, int64_t n) {
+  if (n >= kWidth<T>) return load(p);
+  V<T> v{};
+  std::memcpy(&v, p, size_t(n) * sizeof(T));
+  return v;
+}
+
+template <class T>
+inline void store(T* p, V<T> v, int64_t n) {
+  if (n >= kWidth<T>)
+    store(p, v);
+  else
+    std::memcpy(p, &v, size_t(n) * sizeof(T));
+}
+
+template <class T>
+inline V<T> broadcast(T x) {
+  return x - V<T>{};  // minus, because 0 + -0.0 would lose the sign
+}
+
+// a * b + c, with one rounding where the machine can. Never left to the compiler: -ffp-contract is off.
+inline V<float> multiply_add(V<float> a, V<float> b, V<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// NaN stays NaN, and -0.0 becomes +0.0.
+template <class T>
+inline V<T> relu(V<T> v) {
+  return v <= V<T>{} ? V<T>{} : v;
+}
+
+}  // namespace fastnn::FASTNN_TARGET::simd

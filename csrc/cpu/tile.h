@@ -1,0 +1,157 @@
+// The register tile on which GEMM and all three convolution passes stand: up to kRows x kCols results, held in registers
+// while the sum runs.
+//
+//   y[i][0..n) = relu?(alpha * sum + beta * c[i][0..n) + bias),
+//   sum        = over runs, over k < run.length:  a_i[run.a + k * step] * b[(run.b + k) * ldb + 0..n)
+//
+// Rows are gathered (a_i = rows[i], any address; k walks along memory: forward, input gradient, A B) or adjacent
+// (a_i = rows[0] + i; k walks with stride `step`: weight gradient, A^T B). Runs let the sum hop: over filter taps, over
+// image rows. Per k the tile costs 2 vector loads and M broadcasts for 2 M multiply-adds, which bounds it by arithmetic.
+// Every element is one chain of multiply-adds in the order of k, whatever the tile's height or the element's place in it:
+// so results do not depend on how work is cut into tiles.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <utility>
+
+#include "simd.h"
+
+namespace fastnn::FASTNN_TARGET {
+
+struct Run {
+  int64_t a;       // offset of the run's first element from each row's address, in elements
+  int64_t b;       // first row of b
+  int64_t length;  // terms
+};
+
+template <class T>
+struct TileArgs {
+  const T* const* rows;  // M addresses (gathered), or one (adjacent)
+  int64_t step;          // from one k to the next; 1 where gathered
+  const Run* runs;
+  int64_t run_count;
+  const T* b;  // columns of one panel: kCols readable in each row
+  int64_t ldb;
+  T* const* y;  // M row addresses, at the panel's first column
+  int64_t n;    // real columns, at most kCols
+  const T* const* c = nullptr;  // as y; null: beta is not used. May be y itself
+  const T* bias = nullptr;      // n values, or null
+  T alpha = 1, beta = 0;
+  bool relu = false;
+};
+
+constexpr int kRows = simd::kRegisters == 32 ? 12 : 6;
+template <class T>
+constexpr int kCols = 2 * simd::kWidth<T>;
+static_assert(2 * kRows + 3 <= simd::kRegisters, "accumulators, one row of b and one element of a stay in registers");
+
+template <class T, int M, bool Gathered>
+void tile(const TileArgs<T>& t) {
+  using V = simd::V<T>;
+  constexpr int W = simd::kWidth<T>;
+  V sum0[M], sum1[M];
+#pragma GCC unroll 12
+  for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
+
+  for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
+    const T* a[M];
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) a[i] = (Gathered ? t.rows[i] : t.rows[0]) + run->a;
+    const T* b = t.b + run->b * t.ldb;
+    const int64_t step = Gathered ? 1 : t.step;
+    for (int64_t k = 0; k < run->length; ++k, b += t.ldb) {
+      const V b0 = simd::load(b), b1 = simd::load(b + W);
+#pragma GCC unroll 12
+      for (int i = 0; i < M; ++i) {
+        const V x = simd::broadcast(Gathered ? a[i][k] : a[0][k * step + i]);
+        sum0[i] = simd::multiply_add(x, b0, sum0[i]);
+        sum1[i] = simd::multiply_add(x, b1, sum1[i]);
+      }
+    }
+  }
+
+  const int64_t n1 = std::max<int64_t>(t.n - W, 0);
+  const V bias0 = t.bias ? simd::load(t.bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : V{};
+#pragma GCC unroll 12
+  for (int i = 0; i < M; ++i) {
+    V y0 = sum0[i] * t.alpha, y1 = sum1[i] * t.alpha;
+    if (t.c) {
+      y0 += t.beta * simd::load(t.c[i], t.n);
+      if (n1) y1 += t.beta * simd::load(t.c[i] + W, n1);
+    }
+    if (t.bias) y0 += bias0, y1 += bias1;
+    if (t.relu) y0 = simd::relu<T>(y0), y1 = simd::relu<T>(y1);
+    simd::store(t.y[i], y0, t.n);
+    if (n1) simd::store(t.y[i] + W, y1, n1);
+  }
+}
+
+template <class T, bool Gathered, int... M>
+constexpr auto tile_table(std::integer_sequence<int, M...>) {
+  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, Gathered>...};
+}
+
+// The tile for m rows, 1 <= m <= kRows.
+template <class T, bool Gathered>
+inline void run_tile(int64_t m, const TileArgs<T>& t) {
+  static constexpr auto table = tile_table<T, Gathered>(std::make_integer_sequence<int, kRows>{});
+  table.data()[m - 1](t);
+}
+
+// Cuts `rows` into tiles of nearly the same height, so that no thin tile is left over: f(first, height).
+template <class F>
+inline void for_tiles(int64_t rows, F f) {
+  const int64_t tiles = (rows + kRows - 1) / kRows;
+  for (int64_t i = 0; i < tiles; ++i) f(rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles);
+}
+
+// ---- Panels of b: kCols columns each. A panel is read in place where it is whole and few tiles will read it, and from a
+// packed copy otherwise: rows of kCols side by side, so that a tile reads one stream; zeros past the last column.
+
+template <class T>
+constexpr int64_t kAlign = 64 / int64_t(sizeof(T));
+
+template <class T>
+inline T* aligned(T* p) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
+}
+
+inline int64_t panel_count(int64_t n, int64_t cols) { return (n + cols - 1) / cols; }
+
+// Packs columns [j, j + kCols) of b (rows x n, or its transpose: element (k, j) at b[j * ld + k]).
+template <class T>
+void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed, int64_t j, T* packed) {
+  const int64_t cols = std::min<int64_t>(kCols<T>, n - j);
+  for (int64_t k = 0; k < rows; ++k, packed += kCols<T>) {
+    if (transposed)
+      for (int64_t i = 0; i < cols; ++i) packed[i] = b[(j + i) * ld + k];
+    else
+      std::memcpy(packed, b + k * ld + j, size_t(cols) * sizeof(T));
+    for (int64_t i = cols; i < kCols<T>; ++i) packed[i] = 0;
+  }
+}
+
+// Which panels of a (rows x n) matrix are packed, and where they lie.
+template <class T>
+struct Panels {
+  int64_t rows, n, first_packed;
+  // readers: how many rows of tiles will read each panel
+  Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
+      : rows(rows), n(n), first_packed(transposed || readers >= 4 * kRows ? 0 : n / kCols<T>) {}
+
+  int64_t count() const { return panel_count(n, kCols<T>); }
+  int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
+  T* packed(T* workspace, int64_t panel) const { return aligned(workspace) + (panel - first_packed) * rows * kCols<T>; }
+
+  // Points t at the panel's b, ldb and n.
+  void select(TileArgs<T>& t, const T* b, T* workspace, int64_t panel) const {
+    const bool in_place = panel < first_packed;
+    t.b = in_place ? b + panel * kCols<T> : packed(workspace, panel);
+    t.ldb = in_place ? n : kCols<T>;
+    t.n = std::min<int64_t>(kCols<T>, n - panel * kCols<T>);
+  }
+};
+
+}  // namespace fastnn::FASTNN_TARGET

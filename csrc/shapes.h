@@ -1,0 +1,52 @@
+// One struct per family of ops: what a kernel needs to know of its arrays, in elements and pixels.
+// A struct is built by its make function below, which checks everything and is the one place where the messages about
+// shapes, strides and padding are written. A struct that exists is valid: kernels do not check again.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fastnn {
+
+using Stream = void*;  // cudaStream_t of the call; the CPU kernels ignore it
+using Dims = std::vector<int64_t>;
+using Pair = std::array<int64_t, 2>;
+
+std::string text(const Dims& dims);  // "(1, 2)", as Python writes a shape
+
+// Implicit padding in pixels. `same` as Keras has it: ceil(size / stride) outputs, the odd pixel at the bottom or right.
+struct Padding {
+  bool same = false;
+  int64_t top = 0, bottom = 0, left = 0, right = 0;
+};
+
+// y (M, N) = op(a) (M, K) * op(b) (K, N), op being the transpose where asked for. Row-major.
+struct GemmShape {
+  int64_t m, n, k;
+  bool transpose_a, transpose_b;
+};
+
+struct Conv2dShape {
+  int64_t n, h, w, c;          // x: (N, H, W, C)
+  int64_t kh, kw, k;           // w: (KH, KW, C, K)
+  int64_t ho, wo;              // y: (N, Ho, Wo, K)
+  int64_t sh, sw;              // stride, pixels
+  int64_t dh, dw;              // dilation, pixels
+  int64_t pad_top, pad_left;   // implicit padding, pixels; takes no part in any sum
+};
+
+struct Pool2dShape {
+  int64_t n, h, w, c;          // x: (N, H, W, C)
+  int64_t kh, kw;              // window, pixels
+  int64_t ho, wo;              // y: (N, Ho, Wo, C)
+  int64_t sh, sw;              // stride, pixels
+  int64_t pad_top, pad_left;   // implicit padding, pixels; never wins a maximum, does not count in a mean
+};
+
+GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b);
+Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair dilation, Padding padding);
+Pool2dShape make_pool2d_shape(const Dims& x, Pair window, Pair stride, Padding padding);
+
+}  // namespace fastnn

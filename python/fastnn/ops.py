@@ -1,0 +1,643 @@
+"""Arrays in, arrays out: every kernel as a function that allocates its result and makes one native call.
+
+Images are (N, H, W, C), filters (KH, KW, C, K), all float arrays of one call share a dtype, float32 or float64. Arrays of
+any strides are taken and copied to C order where they are not in it. Results are new arrays, or `out` where one is given;
+`out` must have the result's shape and dtype, be C-contiguous, writable and apart from every input. Wrong arguments raise
+ValueError or TypeError with the numbers in it before anything is written.
+
+`reference.py` has the same names and signatures in plain NumPy.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _backend
+from ._backend import Backend
+from ._typing import Array, Padding, Pair, Shape
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_INDEX_LIMIT = 2**31
+_SIZE_LIMIT = 2**62
+
+
+# ---- Arguments
+
+
+def _float(op: str, name: str, array: Array) -> Array:
+    """A float32 or float64 array in C order, aligned."""
+    try:
+        dtype = array.dtype
+    except AttributeError:
+        raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
+    if dtype not in _FLOATS or not dtype.isnative:
+        raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else array.copy("C")
+
+
+def _integer(op: str, name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
+
+
+def _bounded(op: str, name: str, value: object, limit: int = _INDEX_LIMIT) -> int:
+    """An integer that the native code can hold; the range that makes sense is checked there."""
+    number = _integer(op, name, value)
+    if not -limit < number < limit:
+        raise ValueError(f"{op}: {name} {number} is beyond {limit - 1}")
+    return number
+
+
+def _pair(op: str, name: str, value: Pair) -> tuple[int, int]:
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{op}: {name} must be an integer or two (height, width), got {value!r}")
+        return _bounded(op, name, value[0]), _bounded(op, name, value[1])
+    number = _bounded(op, name, value)
+    return number, number
+
+
+def _padding(op: str, padding: Padding) -> tuple[int, int, int, int] | None:
+    """(top, bottom, left, right), or None for "same"."""
+    if isinstance(padding, str):
+        if padding not in ("valid", "same"):
+            raise ValueError(f'{op}: padding must be "valid", "same" or numbers of pixels, got {padding!r}')
+        return None if padding == "same" else (0, 0, 0, 0)
+    if isinstance(padding, (tuple, list)) and len(padding) == 2 and isinstance(padding[0], (tuple, list)):
+        (top, bottom), (left, right) = (_pair(op, "padding", side) for side in padding)  # type: ignore[arg-type]
+        return top, bottom, left, right
+    height, width = _pair(op, "padding", padding)  # type: ignore[arg-type]
+    return height, height, width, width
+
+
+def _shape(op: str, name: str, value: Sequence[int]) -> Shape:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{op}: {name} must be a tuple of integers, got {value!r}")
+    return tuple(_bounded(op, name, d, _SIZE_LIMIT) for d in value)
+
+
+def _result(op: str, backend: Backend, out: Array | None, shape: Shape, dtype: Any) -> Array:
+    if out is None:
+        return backend.xp.empty(shape, dtype)  # type: ignore[no-any-return]
+    if not isinstance(out, backend.xp.ndarray):
+        raise TypeError(f"{op}: out must be an array, got {type(out).__name__}")
+    if out.dtype != dtype or not out.dtype.isnative:
+        raise TypeError(f"{op}: out must be {np.dtype(dtype)!r}, got {out.dtype!r}")
+    return out  # shape, layout, write access and overlap are checked by the native call
+
+
+def _is_integer(array: Array) -> bool:
+    return array.dtype.kind in "iu"
+
+
+def _labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
+    """Labels as int32. Those that int32 cannot hold are out of any range, and refused here."""
+    if labels.dtype != np.int32 or not labels.flags.c_contiguous or not labels.dtype.isnative:
+        if labels.size:
+            low, high = int(labels.min()), int(labels.max())
+            if low < -_INDEX_LIMIT or high >= _INDEX_LIMIT:
+                raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
+        labels = backend.xp.ascontiguousarray(labels, np.int32)
+    return labels
+
+
+# ---- GEMM
+
+
+def gemm(
+    a: Array,
+    b: Array,
+    c: Array | None = None,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    bias: Array | None = None,
+    relu: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """relu?(alpha * op(a) @ op(b) + beta * c + bias): (M, K), (K, N) -> (M, N).
+
+    op transposes where asked: a is then (K, M), b (N, K). c is (M, N) and never read where beta is 0; bias is (N,) and added
+    to every row. K = 0 gives beta * c + bias.
+    """
+    backend = _backend.of(a, "gemm", "a")
+    a, b = _float("gemm", "a", a), _float("gemm", "b", b)
+    if c is None and beta != 0:
+        raise ValueError(f"gemm: beta is {beta} but there is no c to multiply")
+    c = None if c is None else _float("gemm", "c", c)
+    bias = None if bias is None else _float("gemm", "bias", bias)
+    shape = backend.native.GemmShape(a.shape, b.shape, bool(transpose_a), bool(transpose_b))
+    y = _result("gemm", backend, out, shape.y, a.dtype)
+    workspace = backend.xp.empty(backend.native.gemm_workspace(shape, a.itemsize), a.dtype)
+    backend.native.gemm(shape, a, b, c, bias, float(alpha), float(beta), bool(relu), y, workspace, backend.stream)
+    return y
+
+
+def gemm_backward(
+    dy: Array,
+    a: Array,
+    b: Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    alpha: float = 1.0,
+) -> tuple[Array, Array]:
+    """Gradients (da, db) of y = alpha * op(a) @ op(b) for an upstream dy (M, N), in the shapes of a and b.
+
+    Of gemm's other terms: the gradient of c is beta * dy, that of bias is bias_backward(dy), and for relu give
+    relu_backward(dy, y) as dy.
+    """
+    if transpose_a:
+        da = gemm(b, dy, transpose_a=transpose_b, transpose_b=True, alpha=alpha)
+    else:
+        da = gemm(dy, b, transpose_b=not transpose_b, alpha=alpha)
+    if transpose_b:
+        db = gemm(dy, a, transpose_a=True, transpose_b=transpose_a, alpha=alpha)
+    else:
+        db = gemm(a, dy, transpose_a=not transpose_a, alpha=alpha)
+    return da, db
+
+
+def bias_backward(dy: Array) -> Array:
+    """Gradient of a bias that was added to every row or pixel: the sum of dy (..., C) over all axes but the last -> (C,)."""
+    op = "bias_backward"
+    backend = _backend.of(dy, op, "dy")
+    dy = _float(op, "dy", dy)
+    db, workspace = backend.xp.empty(dy.shape[-1:], dy.dtype), _channel_workspace(op, backend, "dy", dy)
+    backend.native.bias_backward(dy, db, workspace, backend.stream)
+    return db  # type: ignore[no-any-return]
+
+
+def _channel_workspace(op: str, backend: Backend, name: str, array: Array) -> Array:
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"{op}: {name} has no channels: shape {array.shape}")
+    cols = array.shape[-1]
+    size = backend.native.channel_workspace(array.size // cols, cols, array.itemsize)
+    return backend.xp.empty(size, array.dtype)  # type: ignore[no-any-return]
+
+
+# ---- Convolution
+
+
+def _conv2d_shape(
+    op: str, backend: Backend, x_shape: Shape, w_shape: Shape, stride: Pair, dilation: Pair, padding: Padding
+) -> Any:
+    strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
+    return backend.native.Conv2dShape(x_shape, w_shape, strides, dilations, _padding(op, padding))
+
+
+def conv2d(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    relu: bool = False,
+    out: Array | None = None,
+) -> Array:
+    """relu?(cross-correlation of x (N, H, W, C) with w (KH, KW, C, K) + b (K,)) -> (N, Ho, Wo, K).
+
+    Ho = (H + top + bottom - ((KH - 1) * dilation + 1)) // stride + 1. padding: "valid" (none), "same" (Ho = ceil(H / stride),
+    an odd pixel goes to the bottom or right, as in Keras), a number of pixels, (height, width), or ((top, bottom), (left,
+    right)). Padded positions take no part in the sum: an infinite weight over one makes no NaN. Raises ValueError where the
+    dilated kernel exceeds the padded input.
+    """
+    backend = _backend.of(x, "conv2d", "x")
+    x, w = _float("conv2d", "x", x), _float("conv2d", "w", w)
+    b = None if b is None else _float("conv2d", "b", b)
+    shape = _conv2d_shape("conv2d", backend, x.shape, w.shape, stride, dilation, padding)
+    y = _result("conv2d", backend, out, shape.y, x.dtype)
+    workspace = backend.xp.empty(backend.native.conv2d_forward_workspace(shape, x.itemsize), x.dtype)
+    backend.native.conv2d_forward(shape, x, w, b, bool(relu), y, workspace, backend.stream)
+    return y
+
+
+def conv2d_backward_x(
+    dy: Array,
+    w: Array,
+    x_shape: Sequence[int],
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    out: Array | None = None,
+) -> Array:
+    """Gradient of conv2d's x: dy (N, Ho, Wo, K), w (KH, KW, C, K) -> dx of x_shape (N, H, W, C). Pixels that no window reads get 0."""
+    op = "conv2d_backward_x"
+    backend = _backend.of(dy, op, "dy")
+    dy, w = _float(op, "dy", dy), _float(op, "w", w)
+    x_shape = _shape(op, "x_shape", x_shape)
+    shape = _conv2d_shape(op, backend, x_shape, w.shape, stride, dilation, padding)
+    _check_dy(op, dy, shape.y)
+    dx = _result(op, backend, out, x_shape, dy.dtype)
+    workspace = backend.xp.empty(backend.native.conv2d_backward_x_workspace(shape, dy.itemsize), dy.dtype)
+    backend.native.conv2d_backward_x(shape, dy, w, dx, workspace, backend.stream)
+    return dx
+
+
+def conv2d_backward_w(
+    dy: Array,
+    x: Array,
+    w_shape: Sequence[int],
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    out: Array | None = None,
+) -> Array:
+    """Gradient of conv2d's w: dy (N, Ho, Wo, K), x (N, H, W, C) -> dw of w_shape (KH, KW, C, K). That of b is bias_backward(dy)."""
+    op = "conv2d_backward_w"
+    backend = _backend.of(dy, op, "dy")
+    dy, x = _float(op, "dy", dy), _float(op, "x", x)
+    w_shape = _shape(op, "w_shape", w_shape)
+    shape = _conv2d_shape(op, backend, x.shape, w_shape, stride, dilation, padding)
+    _check_dy(op, dy, shape.y)
+    dw = _result(op, backend, out, w_shape, dy.dtype)
+    workspace = backend.xp.empty(backend.native.conv2d_backward_w_workspace(shape, dy.itemsize), dy.dtype)
+    backend.native.conv2d_backward_w(shape, dy, x, dw, workspace, backend.stream)
+    return dw
+
+
+def _check_dy(op: str, dy: Array, shape: Shape) -> None:
+    """Before a result is allocated: a shape argument of a backward may ask for any amount of memory."""
+    if dy.shape != shape:
+        raise ValueError(f"{op}: dy must have shape {shape}, got {dy.shape}")
+
+
+# ---- Pooling
+
+
+def _pool2d_shape(
+    op: str, backend: Backend, x_shape: Shape, window: Pair, stride: Pair | None, padding: Padding
+) -> Any:
+    windows = _pair(op, "window", window)
+    strides = windows if stride is None else _pair(op, "stride", stride)
+    return backend.native.Pool2dShape(x_shape, windows, strides, _padding(op, padding))
+
+
+def max_pool2d(
+    x: Array, window: Pair, stride: Pair | None = None, padding: Padding = "valid"
+) -> tuple[Array, Array]:
+    """Maximum of each window: (N, H, W, C) -> (N, Ho, Wo, C).
+
+    Ho = (H - KH) // stride + 1 without padding; stride defaults to the window. Returns (y, argmax); keep argmax (int32, the
+    position kh * KW + kw in the window) for max_pool2d_backward. The first maximum wins a tie, NaN wins over numbers, padding
+    never wins. Raises ValueError where a window exceeds the padded input or padding exceeds half a window.
+    """
+    backend = _backend.of(x, "max_pool2d", "x")
+    x = _float("max_pool2d", "x", x)
+    shape = _pool2d_shape("max_pool2d", backend, x.shape, window, stride, padding)
+    y, argmax = backend.xp.empty(shape.y, x.dtype), backend.xp.empty(shape.y, np.int32)
+    backend.native.max_pool2d_forward(shape, x, y, argmax, backend.stream)
+    return y, argmax
+
+
+def max_pool2d_backward(
+    dy: Array,
+    argmax: Array,
+    x_shape: Sequence[int],
+    window: Pair,
+    stride: Pair | None = None,
+    padding: Padding = "valid",
+) -> Array:
+    """Gradient of max_pool2d's x: every dy (N, Ho, Wo, C) goes to the pixel that argmax names -> dx of x_shape (N, H, W, C).
+
+    Where windows overlap, a pixel's gradients add up in the windows' row-major order.
+    """
+    op = "max_pool2d_backward"
+    backend = _backend.of(dy, op, "dy")
+    dy = _float(op, "dy", dy)
+    if not hasattr(argmax, "dtype") or argmax.dtype != np.int32 or not argmax.dtype.isnative:
+        raise TypeError(f"{op}: argmax must be the int32 array that max_pool2d returned, got {_describe(argmax)}")
+    argmax = backend.xp.ascontiguousarray(argmax)
+    x_shape = _shape(op, "x_shape", x_shape)
+    shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
+    _check_dy(op, dy, shape.y)
+    dx = backend.xp.empty(x_shape, dy.dtype)
+    backend.native.max_pool2d_backward(shape, dy, argmax, dx, backend.stream)
+    return dx  # type: ignore[no-any-return]
+
+
+def avg_pool2d(x: Array, window: Pair, stride: Pair | None = None, padding: Padding = "valid") -> Array:
+    """Mean of each window: (N, H, W, C) -> (N, Ho, Wo, C). Divides by the number of real pixels in the window, as Keras does."""
+    backend = _backend.of(x, "avg_pool2d", "x")
+    x = _float("avg_pool2d", "x", x)
+    shape = _pool2d_shape("avg_pool2d", backend, x.shape, window, stride, padding)
+    y = backend.xp.empty(shape.y, x.dtype)
+    backend.native.avg_pool2d_forward(shape, x, y, backend.stream)
+    return y  # type: ignore[no-any-return]
+
+
+def avg_pool2d_backward(
+    dy: Array,
+    x_shape: Sequence[int],
+    window: Pair,
+    stride: Pair | None = None,
+    padding: Padding = "valid",
+) -> Array:
+    """Gradient of avg_pool2d's x: every dy (N, Ho, Wo, C) in equal parts to its window's pixels -> dx of x_shape (N, H, W, C)."""
+    op = "avg_pool2d_backward"
+    backend = _backend.of(dy, op, "dy")
+    dy = _float(op, "dy", dy)
+    x_shape = _shape(op, "x_shape", x_shape)
+    shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
+    _check_dy(op, dy, shape.y)
+    dx = backend.xp.empty(x_shape, dy.dtype)
+    backend.native.avg_pool2d_backward(shape, dy, dx, backend.stream)
+    return dx  # type: ignore[no-any-return]
+
+
+def _describe(value: object) -> str:
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ if dtype is None else repr(dtype)
+
+
+# ---- Activations
+
+
+def _activation(op: str, x: Array, out: Array | None = None) -> Array:
+    backend = _backend.of(x, op, "x")
+    x = _float(op, "x", x)
+    y = _result(op, backend, out, x.shape, x.dtype)
+    getattr(backend.native, op + "_forward")(x, y, backend.stream)
+    return y
+
+
+def _activation_backward(op: str, dy: Array, y: Array) -> Array:
+    name = op + "_backward"
+    backend = _backend.of(y, name, "y")
+    dy, y = _float(name, "dy", dy), _float(name, "y", y)
+    dx = backend.xp.empty(y.shape, y.dtype)
+    getattr(backend.native, name)(dy, y, dx, backend.stream)
+    return dx  # type: ignore[no-any-return]
+
+
+def relu(x: Array, out: Array | None = None) -> Array:
+    """max(x, 0), any shape; relu(NaN) is NaN."""
+    return _activation("relu", x, out)
+
+
+def relu_backward(dy: Array, y: Array) -> Array:
+    """dy where y = relu(x) is above 0, else 0: the gradient at 0 is 0."""
+    return _activation_backward("relu", dy, y)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), any shape; computed so that exp never overflows."""
+    return _activation("sigmoid", x)
+
+
+def sigmoid_backward(dy: Array, y: Array) -> Array:
+    """dy * y * (1 - y), with y = sigmoid(x)."""
+    return _activation_backward("sigmoid", dy, y)
+
+
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent, any shape."""
+    return _activation("tanh", x)
+
+
+def tanh_backward(dy: Array, y: Array) -> Array:
+    """dy * (1 - y**2), with y = tanh(x)."""
+    return _activation_backward("tanh", dy, y)
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) / sum(exp(x)) over the last axis (..., C), after taking off the maximum."""
+    return _activation("softmax", x)
+
+
+def softmax_backward(dy: Array, y: Array) -> Array:
+    """y * (dy - sum(dy * y)) over the last axis, with y = softmax(x)."""
+    return _activation_backward("softmax", dy, y)
+
+
+# ---- Losses
+
+
+def _target(op: str, backend: Backend, target: Array, logits: Array) -> tuple[str, Array]:
+    """Which of the two kernels a target is for, and the target as that kernel wants it."""
+    if logits.ndim != 2:
+        raise ValueError(f"{op}: logits must have shape (N, classes), got {logits.shape}")
+    if hasattr(target, "dtype") and _is_integer(target):
+        if target.shape != logits.shape[:1]:
+            raise ValueError(f"{op}: labels must have shape {logits.shape[:1]}, got {target.shape}")
+        return "sparse_cross_entropy", _labels(op, backend, target, logits.shape[1])
+    if not hasattr(target, "dtype") or target.dtype not in _FLOATS:
+        raise TypeError(f"{op}: target must be integer labels (N,) or probabilities (N, classes), got {_describe(target)}")
+    return "cross_entropy", _float(op, "target", target)
+
+
+def softmax_cross_entropy(x: Array, target: Array) -> tuple[Array, Array]:
+    """Cross-entropy of logits x (N, C), a loss for each row -> (loss (N,), softmax(x) (N, C)).
+
+    target: integer labels (N,), loss = -log softmax(x)[label]; or probabilities t (N, C) of x's dtype, loss = -sum(t * log
+    softmax(x)), with 0 * log 0 = 0. Taken through log-sum-exp: finite wherever the mathematics is, -inf logits included. An
+    empty batch has an empty loss. Labels outside [0, C) raise ValueError before anything is written.
+    """
+    op = "softmax_cross_entropy"
+    backend = _backend.of(x, op, "x")
+    x = _float(op, "x", x)
+    kernel, target = _target(op, backend, target, x)
+    loss, y = backend.xp.empty(x.shape[:1], x.dtype), backend.xp.empty(x.shape, x.dtype)
+    getattr(backend.native, kernel + "_forward")(x, target, loss, y, backend.stream)
+    return loss, y
+
+
+def softmax_cross_entropy_backward(dloss: Array, y: Array, target: Array) -> Array:
+    """Gradient of the logits: (y * sum(t) - t) * dloss[:, None], with y = softmax(x) and t the target, one-hot for labels."""
+    op = "softmax_cross_entropy_backward"
+    backend = _backend.of(y, op, "y")
+    dloss, y = _float(op, "dloss", dloss), _float(op, "y", y)
+    kernel, target = _target(op, backend, target, y)
+    dx = backend.xp.empty(y.shape, y.dtype)
+    getattr(backend.native, kernel + "_backward")(dloss, y, target, dx, backend.stream)
+    return dx  # type: ignore[no-any-return]
+
+
+def mean_squared_error(x: Array, target: Array) -> Array:
+    """mean((x - target)**2) over all axes but the first: (N, ...) -> (N,)."""
+    op = "mean_squared_error"
+    backend = _backend.of(x, op, "x")
+    x, target = _float(op, "x", x), _float(op, "target", target)
+    loss = backend.xp.empty(x.shape[:1], x.dtype)
+    backend.native.mean_squared_error_forward(x, target, loss, backend.stream)
+    return loss  # type: ignore[no-any-return]
+
+
+def mean_squared_error_backward(dloss: Array, x: Array, target: Array) -> Array:
+    """Gradient of x: 2 * (x - target) / D * dloss, D values a row."""
+    op = "mean_squared_error_backward"
+    backend = _backend.of(x, op, "x")
+    dloss, x, target = _float(op, "dloss", dloss), _float(op, "x", x), _float(op, "target", target)
+    dx = backend.xp.empty(x.shape, x.dtype)
+    backend.native.mean_squared_error_backward(dloss, x, target, dx, backend.stream)
+    return dx  # type: ignore[no-any-return]
+
+
+# ---- Batch normalisation (Ioffe and Szegedy 2015)
+
+
+def batch_norm(
+    x: Array, gamma: Array, beta: Array, *, epsilon: float = 1e-3
+) -> tuple[Array, Array, Array]:
+    """gamma * (x - mean) / sqrt(var + epsilon) + beta over the last axis -> (y, mean, var).
+
+    mean and var (C,) are the batch's, over all axes of x (..., C) but the last; var is biased (divided by the count).
+    """
+    op = "batch_norm"
+    backend = _backend.of(x, op, "x")
+    x, gamma, beta = _float(op, "x", x), _float(op, "gamma", gamma), _float(op, "beta", beta)
+    workspace = _channel_workspace(op, backend, "x", x)
+    y, mean, var = (backend.xp.empty(shape, x.dtype) for shape in (x.shape, x.shape[-1:], x.shape[-1:]))
+    backend.native.batch_norm_forward(
+        x, gamma, beta, _epsilon(op, epsilon), y, mean, var, workspace, backend.stream
+    )
+    return y, mean, var
+
+
+def batch_norm_backward(
+    dy: Array, x: Array, gamma: Array, mean: Array, var: Array, *, epsilon: float = 1e-3
+) -> tuple[Array, Array, Array]:
+    """Gradients (dx, dgamma, dbeta) of batch_norm, through its mean and variance too; dy and x (..., C), the others (C,)."""
+    op = "batch_norm_backward"
+    backend = _backend.of(x, op, "x")
+    dy, x, gamma = _float(op, "dy", dy), _float(op, "x", x), _float(op, "gamma", gamma)
+    mean, var = _float(op, "mean", mean), _float(op, "var", var)
+    workspace = _channel_workspace(op, backend, "x", x)
+    dx, dgamma, dbeta = (backend.xp.empty(shape, x.dtype) for shape in (x.shape, x.shape[-1:], x.shape[-1:]))
+    backend.native.batch_norm_backward(
+        dy, x, gamma, mean, var, _epsilon(op, epsilon), dx, dgamma, dbeta, workspace, backend.stream
+    )
+    return dx, dgamma, dbeta
+
+
+def batch_norm_inference(
+    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, epsilon: float = 1e-3
+) -> Array:
+    """gamma * (x - mean) / sqrt(var + epsilon) + beta with a given mean and var (C,): x (..., C) -> y of the same shape."""
+    op = "batch_norm_inference"
+    backend = _backend.of(x, op, "x")
+    x, gamma, beta = _float(op, "x", x), _float(op, "gamma", gamma), _float(op, "beta", beta)
+    mean, var = _float(op, "mean", mean), _float(op, "var", var)
+    y = backend.xp.empty(x.shape, x.dtype)
+    backend.native.batch_norm_inference(
+        x, gamma, beta, mean, var, _epsilon(op, epsilon), y, backend.stream
+    )
+    return y  # type: ignore[no-any-return]
+
+
+def _epsilon(op: str, epsilon: float) -> float:
+    if not epsilon > 0:
+        raise ValueError(f"{op}: epsilon must be above 0, got {epsilon}")
+    return float(epsilon)
+
+
+# ---- Optimizer steps, in place
+
+
+def _slots(op: str, name: str, arrays: Sequence[Array]) -> list[Array]:
+    """Arrays that are written in place must be C-contiguous and aligned as they are; a copy would swallow the step."""
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"{op}: {name} must be a list of arrays, got {type(arrays).__name__}")
+    for array in arrays:
+        if _float(op, name, array) is not array:
+            raise ValueError(
+                f"{op}: an array of {name} is not C-contiguous and aligned: shape {array.shape}, strides {array.strides}"
+            )
+    return list(arrays)
+
+
+def _gradients(op: str, arrays: Sequence[Array]) -> list[Array]:
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"{op}: dws must be a list of arrays, got {type(arrays).__name__}")
+    return [_float(op, "dws", array) for array in arrays]
+
+
+def sgd_step(
+    ws: Sequence[Array],
+    dws: Sequence[Array],
+    velocities: Sequence[Array] | None = None,
+    *,
+    learning_rate: float,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of Keras's SGD over lists of parameters ws and gradients dws, in place.
+
+    w -= lr * weight_decay * w; v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. velocities
+    may be None where momentum is 0.
+    """
+    op = "sgd_step"
+    weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
+    if velocities is None and momentum != 0:
+        raise ValueError(f"{op}: momentum {momentum} needs velocities")
+    slots = None if velocities is None else _slots(op, "velocities", velocities)
+    if not weights:
+        return
+    backend = _backend.of(weights[0], op, "ws")
+    backend.native.sgd_step(
+        weights,
+        gradients,
+        slots,
+        float(learning_rate),
+        float(momentum),
+        bool(nesterov),
+        float(weight_decay),
+        backend.stream,
+    )
+
+
+def adam_step(
+    ws: Sequence[Array],
+    dws: Sequence[Array],
+    ms: Sequence[Array],
+    vs: Sequence[Array],
+    *,
+    step: int,
+    learning_rate: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-7,
+    weight_decay: float = 0.0,
+) -> None:
+    """One step of Adam (Kingma and Ba 2015) as Keras has it, over lists of parameters, gradients and moments, in place.
+
+    step t counts from 1. w -= lr * weight_decay * w; m += (dw - m) * (1 - beta_1); v += (dw**2 - v) * (1 - beta_2);
+    w -= lr * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon).
+    """
+    op = "adam_step"
+    weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
+    first, second = _slots(op, "ms", ms), _slots(op, "vs", vs)
+    count = _bounded(op, "step", step, _SIZE_LIMIT)
+    for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
+        if not 0 <= beta < 1:
+            raise ValueError(f"{op}: {name} must be in [0, 1), got {beta}")
+    if not weights:
+        return
+    backend = _backend.of(weights[0], op, "ws")
+    backend.native.adam_step(
+        weights,
+        gradients,
+        first,
+        second,
+        count,
+        float(learning_rate),
+        float(beta_1),
+        float(beta_2),
+        float(epsilon),
+        float(weight_decay),
+        backend.stream,
+    )

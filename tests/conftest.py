@@ -1,0 +1,95 @@
+"""The backend fixture, and outputs that show what a kernel did not write or wrote outside."""
+
+from __future__ import annotations
+
+import types
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from fastnn import _backend
+
+settings.register_profile(
+    "fastnn",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("fastnn")
+
+BACKENDS = ["cpu"]  # a further backend joins here and every op test runs on it
+THREAD_COUNTS = (1, 2, 3, 7)
+
+
+class PoisonedNumpy(types.SimpleNamespace):
+    """numpy as ops.py uses it, but `empty` gives memory full of NaN (or 0x7f bytes), misaligned, between two canaries."""
+
+    ndarray = np.ndarray
+    ascontiguousarray = staticmethod(np.ascontiguousarray)
+    GUARD = 24  # elements; with the one element of misalignment not a multiple of any vector
+
+    def __init__(self):
+        super().__init__(guarded=[])
+
+    def empty(self, shape, dtype):
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape))
+        memory = np.empty(size + 2 * self.GUARD + 1, dtype)
+        memory.view(np.uint8).fill(0x7F)
+        body = memory[self.GUARD + 1 : self.GUARD + 1 + size]
+        if dtype.kind == "f":
+            body.fill(np.nan)
+        self.guarded.append((memory, size))
+        return body.reshape(shape)
+
+    def check(self):
+        for memory, size in self.guarded:
+            for name, guard in (("before", memory[: self.GUARD + 1]), ("behind", memory[self.GUARD + 1 + size :])):
+                assert (guard.view(np.uint8) == 0x7F).all(), f"a kernel wrote {name} an array of {size} elements"
+        self.guarded.clear()
+
+
+class Device:
+    """What a test needs to know of a backend: how to bring an array there and back."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def array(self, x):
+        return x
+
+    def numpy(self, y):
+        return y
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """A backend to run ops on. Whatever ops allocate in the test is poisoned before and checked after."""
+    poisoned = PoisonedNumpy()
+    real = _backend._host(request.param)
+    monkeypatch.setattr(_backend, "_host_name", request.param)
+    monkeypatch.setattr(_backend, "_host", lambda name: real._replace(xp=poisoned))
+    yield Device(request.param)
+    poisoned.check()
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20240601)
+
+
+@pytest.fixture
+def each_thread_count():
+    """Calls a function under every thread count and returns its results; the count is put back after."""
+    before = _backend.get_num_threads()
+
+    def run(f):
+        results = []
+        for count in THREAD_COUNTS:
+            _backend.set_num_threads(count)
+            results.append(f())
+        return results
+
+    yield run
+    _backend.set_num_threads(before)

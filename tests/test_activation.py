@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers
+
+from fastnn import ops, reference
+
+SHAPES = [(), (0,), (1,), (17,), (3, 5), (2, 3, 4, 5), (1, 2, 1, 3, 1, 2), (50_001,)]
+NAMES = ["relu", "sigmoid", "tanh", "softmax"]
+ULP = 8  # libm's exp and tanh are good to one or two; the rest is the few operations around them
+
+
+def scale(expected, dtype):
+    return ULP * np.finfo(dtype).eps * (np.abs(expected) + np.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh"])
+def test_elementwise(backend, rng, name, shape, dtype):
+    x = np.asarray(3 * floats(rng, shape, dtype), dtype)
+    y = getattr(ops, name)(x)
+    expected = getattr(reference, name)(x)
+    assert y.dtype == dtype
+    assert_within(y, expected, scale(expected, dtype))
+    dy = np.asarray(floats(rng, shape, dtype), dtype)
+    dx = getattr(ops, name + "_backward")(dy, y)
+    # 1 - y and 1 - y * y lose what y was rounded by
+    assert_within(dx, getattr(reference, name + "_backward")(dy, y), ULP * np.finfo(dtype).eps * np.abs(dy))
+
+
+@given(
+    rows=st.integers(0, 40),
+    cols=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    spread=st.sampled_from([0.1, 3.0, 100.0, 1e4]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_softmax(backend, rows, cols, dtype, spread, seed):
+    rng = np.random.default_rng(seed)
+    x = (spread * floats(rng, (rows, cols), dtype)).astype(dtype)
+    y = ops.softmax(x)
+    expected = reference.softmax(x)
+    # exp(d) of an exact d = x - max is good to a few ulp, and d itself is rounded by eps * |d|; the sum adds cols terms
+    d = x.astype(np.float64) - x.max(-1, keepdims=True) if x.size else x
+    eps = np.finfo(dtype).eps
+    assert_within(y, expected, (ULP + cols + np.abs(d)) * eps * expected + np.finfo(dtype).tiny)
+    dy = floats(rng, (rows, cols), dtype)
+    bound = (cols + ULP) * eps * (np.abs(y) * (np.abs(dy) + np.abs(dy * y).sum(-1, keepdims=True))) + np.finfo(dtype).tiny
+    assert_within(ops.softmax_backward(dy, y), reference.softmax_backward(dy, y), bound)
+
+
+def test_softmax_over_the_last_of_many_axes(backend, rng):
+    x = integers(rng, (2, 3, 4, 5))
+    assert_same_bits(ops.softmax(x), ops.softmax(x.reshape(24, 5)).reshape(x.shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", range(18))
+def test_relu_of_nan_for_every_length_and_alignment(backend, dtype, length):
+    for offset in range(8):
+        x = np.full(length + offset, np.nan, dtype)[offset:]
+        assert np.isnan(ops.relu(x)).all()
+        x = np.full(length, -1, dtype)
+        for i in range(length):
+            x[i] = np.nan
+            assert_identical(np.isnan(ops.relu(x)), np.arange(length) == i)
+            x[i] = -1
+
+
+def test_relu_special_values(backend):
+    x = np.array([-np.inf, -1, -0.0, 0.0, 1e-45, 1, np.inf], np.float32)
+    assert_same_bits(ops.relu(x), np.array([0, 0, 0, 0, 1e-45, 1, np.inf], np.float32))
+    dy = np.full(7, 3, np.float32)
+    assert_identical(ops.relu_backward(dy, ops.relu(x)), [0, 0, 0, 0, 3, 3, 3])
+
+
+def test_extreme_inputs_saturate(backend):
+    x = np.array([-np.inf, -1e4, 1e4, np.inf, np.nan], np.float32)
+    assert_identical(ops.sigmoid(x), [0, 0, 1, 1, np.nan])
+    assert_identical(ops.tanh(x), [-1, -1, 1, 1, np.nan])
+    assert_identical(ops.softmax(np.array([[1e30, 0, -np.inf], [-np.inf, 5, 5]], np.float32)), [[1, 0, 0], [0, 0.5, 0.5]])
+    assert np.isnan(ops.softmax(np.array([[1, np.nan, 2]], np.float32))).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_bits_for_every_thread_count(backend, rng, each_thread_count, name):
+    x, dy = floats(rng, (977, 61)), floats(rng, (977, 61))
+
+    def passes():
+        y = getattr(ops, name)(x)
+        return y, getattr(ops, name + "_backward")(dy, y)
+
+    first, *others = each_thread_count(passes)
+    for other in others:
+        for actual, expected in zip(other, first, strict=True):
+            assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("view", [lambda a: a.T, lambda a: a[::-1, ::2], lambda a: np.broadcast_to(a[:, :1], a.shape)])
+def test_any_strides(backend, rng, name, view):
+    x = view(floats(rng, (8, 8)))
+    y = getattr(ops, name)(x)
+    assert_same_bits(y, getattr(ops, name)(x.copy()))
+    assert_same_bits(getattr(ops, name + "_backward")(x, y.T.copy().T), getattr(ops, name + "_backward")(x.copy(), y))
+
+
+def test_out_of_relu(backend, rng):
+    x, out = floats(rng, (3, 4)), np.full((3, 4), np.nan, np.float32)
+    assert ops.relu(x, out=out) is out
+    assert_identical(out, np.maximum(x, 0))
+    with pytest.raises(ValueError, match="out shares memory with x"):
+        ops.relu(x, out=x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_arguments(backend, name):
+    op, backward = getattr(ops, name), getattr(ops, name + "_backward")
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(TypeError, match="x must be float32 or float64 .* got dtype\\('int64'\\)"):
+        op(np.ones((2, 3), np.int64))
+    with pytest.raises(TypeError, match="must be a NumPy array, got list"):
+        op([1.0])
+    with pytest.raises(ValueError, match=r"dy must have shape \(2, 3\), got \(3, 2\)"):
+        backward(x.T, x)
+    with pytest.raises(TypeError, match="float64 but .* float32"):
+        backward(x.astype(np.float64), x)
+
+
+def test_softmax_needs_classes(backend):
+    for shape in [(), (3, 0)]:
+        with pytest.raises(ValueError, match="last axis"):
+            ops.softmax(np.ones(shape, np.float32))

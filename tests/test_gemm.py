@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers, rounding
+
+from fastnn import ops, reference
+
+# 0, 1, around the register tile's 6 or 12 rows and 8 to 32 columns, primes, and beyond one item of rows
+SIZES = [(0, 3, 2), (3, 0, 2), (3, 4, 0), (1, 1, 1), (5, 7, 3), (6, 16, 5), (7, 17, 6), (12, 32, 8), (13, 33, 9), (31, 10, 64), (97, 65, 31), (131, 40, 70)]
+
+
+def operands(make, rng, m, n, k, dtype, transpose_a=False, transpose_b=False):
+    return (
+        make(rng, (k, m) if transpose_a else (m, k), dtype),
+        make(rng, (n, k) if transpose_b else (k, n), dtype),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize(("m", "n", "k"), SIZES)
+def test_gemm_is_exact_on_integers(backend, rng, m, n, k, transpose_a, transpose_b, dtype):
+    a, b = operands(integers, rng, m, n, k, dtype, transpose_a, transpose_b)
+    c, bias = integers(rng, (m, n), dtype), integers(rng, n, dtype)
+    options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "alpha": 2.0, "beta": -3.0, "bias": bias}
+    for relu in (False, True):
+        assert_identical(ops.gemm(a, b, c, relu=relu, **options), reference.gemm(a, b, c, relu=relu, **options))
+    dy = integers(rng, (m, n), dtype)
+    options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "alpha": 0.5}
+    for actual, expected in zip(ops.gemm_backward(dy, a, b, **options), reference.gemm_backward(dy, a, b, **options), strict=True):
+        assert_identical(actual, expected)
+
+
+@given(
+    m=st.integers(0, 70),
+    n=st.integers(0, 70),
+    k=st.integers(0, 90),
+    transpose_a=st.booleans(),
+    transpose_b=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    alpha=st.sampled_from([1.0, 0.0, -0.7]),
+    beta=st.sampled_from([0.0, 1.0, 0.3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gemm_within_rounding(backend, m, n, k, transpose_a, transpose_b, dtype, alpha, beta, seed):
+    rng = np.random.default_rng(seed)
+    a, b = operands(floats, rng, m, n, k, dtype, transpose_a, transpose_b)
+    c, bias = floats(rng, (m, n), dtype), floats(rng, n, dtype)
+    options = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    y = ops.gemm(a, b, c, alpha=alpha, beta=beta, bias=bias, **options)
+    magnitude = reference.gemm(abs(a), abs(b), abs(c), alpha=abs(alpha), beta=beta, bias=abs(bias), **options)
+    expected = reference.gemm(a, b, c, alpha=alpha, beta=beta, bias=bias, **options)
+    assert_within(y, expected, rounding(k + 3, dtype, magnitude))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), SIZES)
+def test_beta_zero_never_reads_c(backend, rng, m, n, k):
+    a, b = operands(integers, rng, m, n, k, np.float32)
+    c = np.full((m, n), np.nan, np.float32)
+    assert_identical(ops.gemm(a, b, c, beta=0.0), reference.gemm(a, b))
+
+
+def test_empty_inner_dimension_gives_beta_c(backend, rng):
+    c = floats(rng, (4, 5))
+    y = ops.gemm(np.empty((4, 0), np.float32), np.empty((0, 5), np.float32), c, beta=2.0)
+    assert_identical(y, 2 * c)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 31, 32, 33])
+def test_nan_and_inf_stay_in_their_column(backend, rng, n):
+    """Padding lanes of a packed panel are multiplied too; nothing of them may show."""
+    a, b = operands(integers, rng, 13, n, 9, np.float32)
+    a[3, 4] = np.inf
+    b[4][b[4] == 0] = 1
+    expected = ops.gemm(np.where(np.isinf(a), 0, a), b)
+    expected[3] = np.copysign(np.inf, b[4])
+    assert_identical(ops.gemm(a, b), expected)
+    b[2, n - 1] = np.nan
+    y = ops.gemm(np.ones_like(a), b)
+    assert np.isnan(y[:, n - 1]).all()
+    assert np.isfinite(y[:, : n - 1]).all()
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_rows_do_not_depend_on_the_batch(backend, rng, transpose_a):
+    """A row's bits are the same alone and in any batch."""
+    a, b = floats(rng, (29, 50)), floats(rng, (50, 21))
+    whole = ops.gemm(a.T if transpose_a else a, b, transpose_a=transpose_a)
+    for i in (0, 11, 28):
+        row = a[i : i + 1]
+        assert_same_bits(ops.gemm(row.T if transpose_a else row, b, transpose_a=transpose_a)[0], whole[i])
+
+
+def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
+    a, b, bias = floats(rng, (300, 70)), floats(rng, (70, 130)), floats(rng, 130)
+    first, *others = each_thread_count(lambda: ops.gemm(a, b, bias=bias))
+    for other in others:
+        assert_same_bits(other, first)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda a: np.asfortranarray(a),
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: a[::-1].copy()[::-1],
+        lambda a: np.broadcast_to(a[:1], a.shape),
+        lambda a: np.lib.stride_tricks.as_strided(a[:1], (1, a.shape[1]), (12345 * 4, a.strides[1])),
+    ],
+    ids=["fortran", "sliced", "reversed", "broadcast", "size-one-odd-stride"],
+)
+def test_any_strides(backend, rng, view):
+    a, b = view(integers(rng, (9, 11))), integers(rng, (11, 5))
+    assert_identical(ops.gemm(a, b), reference.gemm(a, b))
+    assert_identical(ops.gemm(b, a, transpose_a=True, transpose_b=True), reference.gemm(b, a, transpose_a=True, transpose_b=True))
+
+
+def test_bias_backward(backend, rng):
+    for shape in [(0, 3), (1, 1), (5, 33), (2, 7, 5, 3), (40, 9, 9, 10)]:
+        dy = integers(rng, shape)
+        assert_identical(ops.bias_backward(dy), reference.bias_backward(dy))
+
+
+def test_bias_backward_of_many_ones(backend):
+    assert_identical(ops.bias_backward(np.ones((1600, 2), np.float32)), np.full(2, 1600))
+    assert_identical(ops.bias_backward(np.ones((2**25 + 1, 1), np.float32)), np.full(1, 2**25))  # the nearest float32
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda f: ops.gemm(f((2, 3)), f((4, 5))), ValueError, "inner dimensions differ: a \\(2, 3\\) has 3 columns, b \\(4, 5\\) has 4 rows"),
+        (lambda f: ops.gemm(f((2, 3, 1)), f((3, 5))), ValueError, "a must have 2 dimensions"),
+        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), beta=1.0), ValueError, "no c"),
+        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), f((2, 4)), beta=1.0), ValueError, "c must have shape \\(2, 5\\), got \\(2, 4\\)"),
+        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), bias=f(4)), ValueError, "bias must have shape \\(5,\\), got \\(4,\\)"),
+        (lambda f: ops.gemm(f((2, 3)), f((3, 5)).astype(np.float64)), TypeError, "b is float64 but a is float32"),
+        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), out=f((2, 4))), ValueError, "out must have shape \\(2, 5\\), got \\(2, 4\\)"),
+        (lambda f: ops.gemm([[1.0]], f((1, 1))), TypeError, "a must be a NumPy array, got list"),
+        (lambda f: ops.gemm(f((1, 1)), [[1.0]]), TypeError, "b must be an array, got list"),
+        (lambda f: ops.bias_backward(np.array(1, np.float32)), ValueError, "no channels"),
+    ],
+)
+def test_wrong_arguments(backend, call, error, message):
+    with pytest.raises(error, match=message):
+        call(lambda shape: np.ones(shape, np.float32))
