@@ -1,0 +1,309 @@
+"""The training loop: data in batches, running means, and the position from which a run can continue."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from . import _random
+from ._checks import check_number
+from ._typing import Array
+from .callbacks import Callback, History, Logs, TerminateOnNaN
+from .losses import check_labels, check_weights
+
+if TYPE_CHECKING:
+    from .models import Sequential
+
+
+class Data(NamedTuple):
+    """Samples, their targets and their weights, checked against a model."""
+
+    x: Array
+    y: Array
+    weights: Array | None
+    classes: int
+
+    @classmethod
+    def of(cls, model: Sequential, x: Any, y: Any, sample_weight: Any = None) -> Data:
+        x = check_inputs(model, x)
+        if y is None:
+            raise ValueError("targets are missing: give y")
+        sample = tuple(n for n in model.output_shape if n is not None)
+        y = model.loss.targets(y, sample)
+        if len(x) != len(y):
+            raise ValueError(f"x and y must have the same length, got {len(x)} samples and {len(y)} targets")
+        return cls(x, y, check_weights(sample_weight, len(x)), sample[-1])
+
+    def batch(self, rows: slice | Array) -> tuple[Array, Array, Array | None]:
+        return self.x[rows], self.y[rows], None if self.weights is None else self.weights[rows]
+
+    def split(self, fraction: float) -> tuple[Data, Data]:
+        """(the first part, the last `fraction` of the samples), as views."""
+        if not 0 <= check_number(fraction, "validation_split") < 1:
+            raise ValueError(f"validation_split must lie in [0, 1), got {fraction}")
+        n = len(self.x)
+        at = math.floor(n * (1 - fraction))
+        if not 0 < at < n:
+            raise ValueError(f"validation_split={fraction} of {n} samples leaves {at} and {n - at} of them")
+        first, second = self.batch(slice(at)), self.batch(slice(at, None))
+        return Data(*first, self.classes), Data(*second, self.classes)
+
+    def weighted(self, class_weight: Mapping[int, float] | None) -> Data:
+        """With each sample's weight multiplied by that of its class; classes that are not named have 1."""
+        if not class_weight:
+            return self
+        table = np.ones(self.classes)
+        for label, weight in zip(
+            check_labels(list(class_weight), self.classes), class_weight.values(), strict=True
+        ):
+            table[label] = check_number(weight, f"class_weight of class {label}")
+        factors = table[self.y if self.y.ndim == 1 else self.y.argmax(axis=-1)]
+        weights = factors if self.weights is None else factors * self.weights
+        return self._replace(weights=check_weights(weights, len(self.x)))
+
+
+def check_inputs(model: Network, samples: Any) -> Array:
+    """Samples (N, ...) of real numbers that fit the model, which is built for them if it has no shape yet."""
+    x: Array = np.asarray(samples)
+    if x.dtype.kind not in "fiub":
+        raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
+    if not x.ndim or not len(x):
+        raise ValueError(f"x must hold at least one sample, got shape {x.shape}")
+    if not model.built:
+        model.build((None, *x.shape[1:]))
+    if x.shape[1:] != model.input_shape[1:]:
+        wanted = ", ".join(("N", *map(str, model.input_shape[1:])))
+        raise ValueError(f"the model takes x of shape ({wanted}), got {x.shape}")
+    return x
+
+
+class Averages:
+    """Means over samples of loss and metrics, in float64: a smaller last batch counts by its samples."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.sums = [0.0] * len(names)
+        self.count = 0
+
+    def add(self, sums: Sequence[float], count: int) -> None:
+        self.sums = [old + new for old, new in zip(self.sums, sums, strict=True)]
+        self.count += count
+
+    def logs(self) -> dict[str, float]:
+        return {name: total / self.count for name, total in zip(self.names, self.sums, strict=True)}
+
+
+def evaluate(
+    model: Sequential, data: Data, batch_size: int, after_batch: Callable[[int], Any] | None = None
+) -> dict[str, float]:
+    """Loss and metrics over the data; after_batch(number of batches done) is called in between."""
+    averages = Averages(model.metrics_names)
+    for number, start in enumerate(range(0, len(data.x), batch_size), start=1):
+        batch = data.batch(slice(start, start + batch_size))
+        averages.add(model.test_step(*batch), len(batch[0]))
+        if after_batch is not None:
+            after_batch(number)
+    return averages.logs()
+
+
+class Run:
+    """One call of fit.
+
+    epoch, batch: where it stands, batch being how many of this epoch's are done. first_step: the optimizer's
+    step at the epoch's begin, which fixes its order. `state` has all that `restore` needs to go on with the
+    same bits.
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        data: Data,
+        validation: Data | None,
+        *,
+        batch_size: int,
+        epochs: int,
+        initial_epoch: int,
+        shuffle: bool,
+        callbacks: Sequence[Callback],
+    ) -> None:
+        self.model, self.data, self.validation = model, data, validation
+        self.batch_size, self.epochs, self.shuffle = batch_size, epochs, shuffle
+        self.epoch, self.batch, self.first_step = initial_epoch, 0, 0
+        self.steps = math.ceil(len(data.x) / batch_size)
+        self.averages = Averages(model.metrics_names)
+        self.history = History()
+        self.callbacks = sorted([*callbacks, self.history], key=lambda callback: callback.last)
+        self._batch_begin = [
+            c.on_train_batch_begin for c in self.callbacks if _has(c, "on_train_batch_begin")
+        ]
+        self._batch_end = [c.on_train_batch_end for c in self.callbacks if _has(c, "on_train_batch_end")]
+        self._warn = not any(isinstance(callback, TerminateOnNaN) for callback in self.callbacks)
+        self._consistent = True  # weights, position and callbacks belong together: a backup may be taken
+        self._identity = {
+            "model": model.get_config(),
+            "compile": model.get_compile_config(),
+            "data": {"samples": len(data.x), "batch_size": batch_size, "shuffle": shuffle},
+        }
+        params = {"epochs": epochs, "steps": self.steps, "samples": len(data.x), "batch_size": batch_size}
+        for callback in self.callbacks:
+            callback.set_model(model)
+            callback.set_params(params)
+
+    def go(self) -> History:
+        """Train to the last epoch, or until a callback sets model.stop_training."""
+        with _deferred_interrupt() as self._check_interrupt:
+            try:
+                self._call("on_train_begin", {})
+                logs: Logs = {}
+                while self.epoch < self.epochs and (self.batch or not self.model.stop_training):
+                    logs = self._run_epoch()
+                self._call("on_train_end", logs)
+            except KeyboardInterrupt:
+                if self._consistent:
+                    self._call("on_train_interrupt")
+                raise
+        return self.history
+
+    def _run_epoch(self) -> Logs:
+        model, size, epoch = self.model, self.batch_size, self.epoch
+        if not self.batch:
+            self.first_step = model.optimizer.iterations
+            self.averages = Averages(model.metrics_names)
+        order = None
+        if self.shuffle:
+            order = _random.generator(model.seed, _random.SHUFFLE, self.first_step).permutation(
+                len(self.data.x)
+            )
+        self._call("on_epoch_begin", epoch, {})
+        for batch in range(self.batch, self.steps):
+            if model.stop_training:
+                break
+            self._check_interrupt()
+            for begin in self._batch_begin:
+                begin(batch, {})
+            rows = slice(batch * size, (batch + 1) * size)
+            x, y, weights = self.data.batch(rows if order is None else order[rows])
+            self._consistent = False
+            sums = model.train_step(x, y, weights)
+            self.averages.add(sums, len(x))
+            self.batch = batch + 1
+            self._consistent = True
+            if not math.isfinite(sums[0]):
+                self._warn_of(sums[0] / len(x))
+            if self._batch_end:
+                logs = self.averages.logs()
+                for end in self._batch_end:
+                    end(batch, logs)
+        logs = self.averages.logs()
+        if self.validation is not None:
+            scores = evaluate(model, self.validation, size, lambda _: self._check_interrupt())
+            logs.update((f"val_{name}", value) for name, value in scores.items())
+        self._consistent = False
+        self.epoch, self.batch = epoch + 1, 0
+        self._call("on_epoch_end", epoch, logs)
+        self._consistent = True
+        return logs
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(*arguments)
+
+    def _warn_of(self, loss: float) -> None:
+        if self._warn:
+            self._warn = False
+            warnings.warn(
+                f"epoch {self.epoch + 1}, batch {self.batch} (step {self.model.optimizer.iterations}): "
+                f"the loss is {loss}; such steps leave the weights as they were",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    # ------------------------------------------------------------------ resuming
+
+    def state(self) -> dict[str, Any]:
+        """All of the run, its arrays uncopied."""
+        return {
+            **self._identity,
+            "seed": self.model.seed,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "first_step": self.first_step,
+            "sums": self.averages.sums,
+            "count": self.averages.count,
+            "stop_training": self.model.stop_training,
+            "weights": self.model.weights,
+            "optimizer": self.model.optimizer.get_state(),
+            "callbacks": [[type(c).__name__, c.get_state()] for c in self._stateful()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state` was taken; ValueError where this run is another one."""
+        names = [type(c).__name__ for c in self._stateful()]
+        here = {**self._identity, "callbacks": names}
+        there = {key: state[key] for key in self._identity} | {
+            "callbacks": [name for name, _ in state["callbacks"]]
+        }
+        if difference := _difference(there, here):
+            raise ValueError(difference)
+        self.model.seed = state["seed"]
+        self.epoch, self.batch, self.first_step = state["epoch"], state["batch"], state["first_step"]
+        self.averages.sums, self.averages.count = state["sums"], state["count"]
+        self.model.stop_training = state["stop_training"]
+        self.model.set_weights(state["weights"])
+        self.model.optimizer.set_state(state["optimizer"], self.model.trainable_weights)
+        for callback, (_, saved) in zip(self._stateful(), state["callbacks"], strict=True):
+            callback.set_state(saved)
+
+    def _stateful(self) -> Iterator[Callback]:
+        return (c for c in self.callbacks if c.state_names or _has(c, "get_state"))
+
+
+def _has(callback: Callback, hook: str) -> bool:
+    """Whether the callback defines the hook itself."""
+    return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
+def _difference(there: Any, here: Any, name: str = "") -> str:
+    """The first difference between a backup's description and this run's, in words; "" for none."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping) and set(there) == set(here):
+        pairs = [(f"{name} {key}".strip(), there[key], here[key]) for key in there]
+    elif isinstance(there, (list, tuple)) and isinstance(here, (list, tuple)) and len(there) == len(here):
+        pairs = [(f"{name} {i}", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
+    else:
+        return "" if there == here else f"{name} was {there!r}, now it is {here!r}"
+    return next((found for key, a, b in pairs if (found := _difference(a, b, key))), "")
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for a call of the function given, which then raises KeyboardInterrupt; a second one does not."""
+    pending = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal pending
+        if pending:
+            raise KeyboardInterrupt
+        pending = True
+
+    def check() -> None:
+        if pending:
+            raise KeyboardInterrupt
+
+    # Where somebody else handles the signal, or signals cannot be had, interrupts come as they come.
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
