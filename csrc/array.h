@@ -48,7 +48,8 @@ class ArrayView {
     if (format.size() == 2 && (format[0] == '=' || format[0] == '@')) format.erase(0, 1);  // native in so many words
     if (format == "f" || format == "d") return format[0];
     if ((format == "i" || format == "l") && view_.itemsize == 4) return 'i';
-    throw py::type_error(std::string(op_) + ": " + name_ + " has elements of an unsupported type (buffer format '" + format + "')");
+    throw py::type_error(std::string(op_) + ": " + name_ + " has elements of an unsupported type (buffer format '" + format +
+                         "')");
   }
 
   bool overlaps(const ArrayView& other) const {

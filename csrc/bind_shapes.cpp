@@ -20,7 +20,9 @@ py::tuple dims_tuple(std::initializer_list<int64_t> dims) {
   return out;
 }
 
-Pair to_pair(const py::sequence& s) { return {s[0].cast<int64_t>(), s[1].cast<int64_t>()}; }
+Pair to_pair(const py::sequence& s) {
+  return {s[0].cast<int64_t>(), s[1].cast<int64_t>()};
+}
 
 // "same", or the four sides (top, bottom, left, right).
 Padding to_padding(const py::handle& padding) {
@@ -38,15 +40,16 @@ void bind_shapes(py::module_& m) {
       }))
       .def_property_readonly("y", [](const GemmShape& s) { return dims_tuple({s.m, s.n}); });
   py::class_<Conv2dShape>(m, "Conv2dShape", py::module_local())
-      .def(py::init([](const py::sequence& x, const py::sequence& w, const py::sequence& stride, const py::sequence& dilation,
-                       const py::object& padding) {
+      .def(py::init([](const py::sequence& x, const py::sequence& w, const py::sequence& stride,
+                       const py::sequence& dilation, const py::object& padding) {
         return make_conv2d_shape(to_dims(x), to_dims(w), to_pair(stride), to_pair(dilation), to_padding(padding));
       }))
       .def_property_readonly("y", [](const Conv2dShape& s) { return dims_tuple({s.n, s.ho, s.wo, s.k}); });
   py::class_<Pool2dShape>(m, "Pool2dShape", py::module_local())
-      .def(py::init([](const py::sequence& x, const py::sequence& window, const py::sequence& stride, const py::object& padding) {
-        return make_pool2d_shape(to_dims(x), to_pair(window), to_pair(stride), to_padding(padding));
-      }))
+      .def(py::init(
+          [](const py::sequence& x, const py::sequence& window, const py::sequence& stride, const py::object& padding) {
+            return make_pool2d_shape(to_dims(x), to_pair(window), to_pair(stride), to_padding(padding));
+          }))
       .def_property_readonly("y", [](const Pool2dShape& s) { return dims_tuple({s.n, s.ho, s.wo, s.c}); });
 }
 

@@ -16,23 +16,33 @@ FASTNN_DECLARE_TARGET(FASTNN_TARGET)
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-const char* type_name(char dtype) { return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : "int32"; }
+const char* type_name(char dtype) {
+  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : "int32";
+}
 
 // The arrays of one call. All float arrays share a type, which decides the kernel's.
 class Call {
  public:
   explicit Call(const char* op) : op_(op) {}
 
-  const ArrayView& in(const char* name, py::handle array, const Dims& shape) { return checked(name, array, Access::kRead, &shape); }
-  const ArrayView& out(const char* name, py::handle array, const Dims& shape) { return checked(name, array, Access::kWrite, &shape); }
+  const ArrayView& in(const char* name, py::handle array, const Dims& shape) {
+    return checked(name, array, Access::kRead, &shape);
+  }
+  const ArrayView& out(const char* name, py::handle array, const Dims& shape) {
+    return checked(name, array, Access::kWrite, &shape);
+  }
   const ArrayView& in(const char* name, py::handle array) { return checked(name, array, Access::kRead, nullptr); }
   const ArrayView& out(const char* name, py::handle array) { return checked(name, array, Access::kWrite, nullptr); }
   const ArrayView* maybe_in(const char* name, py::handle array, const Dims& shape) {
     return array.is_none() ? nullptr : &in(name, array, shape);
   }
 
-  const ArrayView& in_int32(const char* name, py::handle array, const Dims& shape) { return integers(name, array, shape, Access::kRead); }
-  const ArrayView& out_int32(const char* name, py::handle array, const Dims& shape) { return integers(name, array, shape, Access::kWrite); }
+  const ArrayView& in_int32(const char* name, py::handle array, const Dims& shape) {
+    return integers(name, array, shape, Access::kRead);
+  }
+  const ArrayView& out_int32(const char* name, py::handle array, const Dims& shape) {
+    return integers(name, array, shape, Access::kWrite);
+  }
 
   int64_t itemsize() const { return dtype_ == 'd' ? 8 : 4; }
 
@@ -54,7 +64,8 @@ class Call {
  private:
   const ArrayView& view(const char* name, py::handle array, Access access, const Dims* shape) {
     const ArrayView& v = views_.emplace_back(op_, name, array, access);
-    if (shape && v.shape() != *shape) fail(std::string(name) + " must have shape " + text(*shape) + ", got " + text(v.shape()));
+    if (shape && v.shape() != *shape)
+      fail(std::string(name) + " must have shape " + text(*shape) + ", got " + text(v.shape()));
     return v;
   }
 
@@ -64,13 +75,15 @@ class Call {
     if (dtype == 'i') throw py::type_error(std::string(op_) + ": " + name + " must be float32 or float64, got int32");
     if (!dtype_) dtype_ = dtype, first_ = name;
     if (dtype != dtype_)
-      throw py::type_error(std::string(op_) + ": " + name + " is " + type_name(dtype) + " but " + first_ + " is " + type_name(dtype_));
+      throw py::type_error(std::string(op_) + ": " + name + " is " + type_name(dtype) + " but " + first_ + " is " +
+                           type_name(dtype_));
     return v;
   }
 
   const ArrayView& integers(const char* name, py::handle array, const Dims& shape, Access access) {
     const ArrayView& v = view(name, array, access, &shape);
-    if (v.dtype() != 'i') throw py::type_error(std::string(op_) + ": " + name + " must be int32, got " + type_name(v.dtype()));
+    if (v.dtype() != 'i')
+      throw py::type_error(std::string(op_) + ": " + name + " must be int32, got " + type_name(v.dtype()));
     return v;
   }
 
@@ -89,7 +102,9 @@ T* get(const ArrayView* v) {
   return v ? get<T>(*v) : nullptr;
 }
 
-Stream to_stream(uintptr_t stream) { return reinterpret_cast<Stream>(stream); }
+Stream to_stream(uintptr_t stream) {
+  return reinterpret_cast<Stream>(stream);
+}
 
 // Calls sizes(T()) for the element type of `itemsize` bytes: how many elements of workspace an op wants.
 template <class F>
@@ -101,7 +116,8 @@ template <class F>
 const ArrayView& workspace(Call& call, py::handle array, F&& sizes) {
   const ArrayView& v = call.out("workspace", array);
   const int64_t needed = workspace_size(call.itemsize(), sizes);
-  if (v.size() < needed) call.fail("workspace has " + std::to_string(v.size()) + " elements, needs " + std::to_string(needed));
+  if (v.size() < needed)
+    call.fail("workspace has " + std::to_string(v.size()) + " elements, needs " + std::to_string(needed));
   return v;
 }
 
@@ -111,14 +127,16 @@ struct Matrix {
 };
 
 Matrix as_matrix(const Call& call, const ArrayView& v) {
-  if (v.rank() == 0 || v.dim(-1) == 0) call.fail(std::string(v.name()) + " has no last axis or an empty one: shape " + text(v.shape()));
+  if (v.rank() == 0 || v.dim(-1) == 0)
+    call.fail(std::string(v.name()) + " has no last axis or an empty one: shape " + text(v.shape()));
   return {v.size() / v.dim(-1), v.dim(-1)};
 }
 
 // As (batch, everything else).
 Matrix as_batch(const Call& call, const ArrayView& v) {
   const Dims shape = v.shape();
-  if (shape.empty() || (v.size() == 0 && shape[0] != 0)) call.fail(std::string(v.name()) + " has nothing to average: shape " + text(shape));
+  if (shape.empty() || (v.size() == 0 && shape[0] != 0))
+    call.fail(std::string(v.name()) + " has nothing to average: shape " + text(shape));
   int64_t cols = 1;
   for (size_t i = 1; i < shape.size(); ++i) cols *= shape[i];
   return {shape[0], cols};
@@ -127,15 +145,25 @@ Matrix as_batch(const Call& call, const ArrayView& v) {
 void check_labels(const Call& call, const Matrix& m, const ArrayView& labels, uintptr_t stream) {
   const int64_t bad = find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
   if (bad >= 0)
-    call.fail("label " + std::to_string(get<int32_t>(labels)[bad]) + " at position " + std::to_string(bad) + " is not in [0, " +
-              std::to_string(m.cols) + ")");
+    call.fail("label " + std::to_string(get<int32_t>(labels)[bad]) + " at position " + std::to_string(bad) +
+              " is not in [0, " + std::to_string(m.cols) + ")");
 }
 
-Dims x_dims(const Conv2dShape& s) { return {s.n, s.h, s.w, s.c}; }
-Dims w_dims(const Conv2dShape& s) { return {s.kh, s.kw, s.c, s.k}; }
-Dims y_dims(const Conv2dShape& s) { return {s.n, s.ho, s.wo, s.k}; }
-Dims x_dims(const Pool2dShape& s) { return {s.n, s.h, s.w, s.c}; }
-Dims y_dims(const Pool2dShape& s) { return {s.n, s.ho, s.wo, s.c}; }
+Dims x_dims(const Conv2dShape& s) {
+  return {s.n, s.h, s.w, s.c};
+}
+Dims w_dims(const Conv2dShape& s) {
+  return {s.kh, s.kw, s.c, s.k};
+}
+Dims y_dims(const Conv2dShape& s) {
+  return {s.n, s.ho, s.wo, s.k};
+}
+Dims x_dims(const Pool2dShape& s) {
+  return {s.n, s.h, s.w, s.c};
+}
+Dims y_dims(const Pool2dShape& s) {
+  return {s.n, s.ho, s.wo, s.c};
+}
 
 using Array = const py::handle&;
 
@@ -143,8 +171,8 @@ void bind_gemm(py::module_& m) {
   m.def("gemm_workspace", [](const GemmShape& s, int64_t itemsize) {
     return workspace_size(itemsize, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
   });
-  m.def("gemm", [](const GemmShape& s, Array a, Array b, Array c, Array bias, double alpha, double beta, bool relu, Array y, Array scratch,
-                   uintptr_t stream) {
+  m.def("gemm", [](const GemmShape& s, Array a, Array b, Array c, Array bias, double alpha, double beta, bool relu, Array y,
+                   Array scratch, uintptr_t stream) {
     Call call("gemm");
     const auto& va = call.in("a", a, s.transpose_a ? Dims{s.k, s.m} : Dims{s.m, s.k});
     const auto& vb = call.in("b", b, s.transpose_b ? Dims{s.n, s.k} : Dims{s.k, s.n});
@@ -154,7 +182,8 @@ void bind_gemm(py::module_& m) {
     const auto& space = workspace(call, scratch, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
     call.run([&](auto t) {
       using T = decltype(t);
-      gemm<T>(s, get<T>(va), get<T>(vb), get<T>(vc), get<T>(v_bias), T(alpha), T(beta), relu, get<T>(vy), get<T>(space), to_stream(stream));
+      gemm<T>(s, get<T>(va), get<T>(vb), get<T>(vc), get<T>(v_bias), T(alpha), T(beta), relu, get<T>(vy), get<T>(space),
+              to_stream(stream));
     });
   });
 }
@@ -163,18 +192,19 @@ void bind_conv2d(py::module_& m) {
   m.def("conv2d_forward_workspace", [](const Conv2dShape& s, int64_t itemsize) {
     return workspace_size(itemsize, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
   });
-  m.def("conv2d_forward", [](const Conv2dShape& s, Array x, Array w, Array b, bool relu, Array y, Array scratch, uintptr_t stream) {
-    Call call("conv2d");
-    const auto& vx = call.in("x", x, x_dims(s));
-    const auto& vw = call.in("w", w, w_dims(s));
-    const auto* vb = call.maybe_in("b", b, {s.k});
-    const auto& vy = call.out("out", y, y_dims(s));
-    const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
-    call.run([&](auto t) {
-      using T = decltype(t);
-      conv2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<T>(space), to_stream(stream));
-    });
-  });
+  m.def("conv2d_forward",
+        [](const Conv2dShape& s, Array x, Array w, Array b, bool relu, Array y, Array scratch, uintptr_t stream) {
+          Call call("conv2d");
+          const auto& vx = call.in("x", x, x_dims(s));
+          const auto& vw = call.in("w", w, w_dims(s));
+          const auto* vb = call.maybe_in("b", b, {s.k});
+          const auto& vy = call.out("out", y, y_dims(s));
+          const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
+          call.run([&](auto t) {
+            using T = decltype(t);
+            conv2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<T>(space), to_stream(stream));
+          });
+        });
   m.def("conv2d_backward_x_workspace", [](const Conv2dShape& s, int64_t itemsize) {
     return workspace_size(itemsize, [&](auto t) { return conv2d_backward_x_workspace<decltype(t)>(s); });
   });
@@ -247,25 +277,25 @@ void bind_pool2d(py::module_& m) {
 }
 
 // An activation and its backward, which takes the forward's y.
-#define BIND_ELEMENTWISE(name)                                                                             \
-  m.def(#name "_forward", [](Array x, Array y, uintptr_t stream) {                                         \
-    Call call(#name);                                                                                      \
-    const auto& vx = call.in("x", x);                                                                      \
-    const auto& vy = call.out("out", y, vx.shape());                                                       \
-    call.run([&](auto t) {                                                                                 \
-      using T = decltype(t);                                                                               \
-      name##_forward<T>(vx.size(), get<T>(vx), get<T>(vy), to_stream(stream));                             \
-    });                                                                                                    \
-  });                                                                                                      \
-  m.def(#name "_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {                             \
-    Call call(#name "_backward");                                                                          \
-    const auto& vy = call.in("y", y);                                                                      \
-    const auto& v_dy = call.in("dy", dy, vy.shape());                                                      \
-    const auto& v_dx = call.out("dx", dx, vy.shape());                                                     \
-    call.run([&](auto t) {                                                                                 \
-      using T = decltype(t);                                                                               \
-      name##_backward<T>(vy.size(), get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream));            \
-    });                                                                                                    \
+#define BIND_ELEMENTWISE(name)                                                                  \
+  m.def(#name "_forward", [](Array x, Array y, uintptr_t stream) {                              \
+    Call call(#name);                                                                           \
+    const auto& vx = call.in("x", x);                                                           \
+    const auto& vy = call.out("out", y, vx.shape());                                            \
+    call.run([&](auto t) {                                                                      \
+      using T = decltype(t);                                                                    \
+      name##_forward<T>(vx.size(), get<T>(vx), get<T>(vy), to_stream(stream));                  \
+    });                                                                                         \
+  });                                                                                           \
+  m.def(#name "_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {                  \
+    Call call(#name "_backward");                                                               \
+    const auto& vy = call.in("y", y);                                                           \
+    const auto& v_dy = call.in("dy", dy, vy.shape());                                           \
+    const auto& v_dx = call.out("dx", dx, vy.shape());                                          \
+    call.run([&](auto t) {                                                                      \
+      using T = decltype(t);                                                                    \
+      name##_backward<T>(vy.size(), get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream)); \
+    });                                                                                         \
   })
 
 void bind_activation(py::module_& m) {
@@ -306,7 +336,8 @@ void bind_loss(py::module_& m) {
     check_labels(call, d, v_labels, stream);
     call.run([&](auto t) {
       using T = decltype(t);
-      sparse_cross_entropy_forward<T>(d.rows, d.cols, get<T>(vx), get<int32_t>(v_labels), get<T>(v_loss), get<T>(vy), to_stream(stream));
+      sparse_cross_entropy_forward<T>(d.rows, d.cols, get<T>(vx), get<int32_t>(v_labels), get<T>(v_loss), get<T>(vy),
+                                      to_stream(stream));
     });
   });
   m.def("sparse_cross_entropy_backward", [](Array dloss, Array y, Array labels, Array dx, uintptr_t stream) {
@@ -319,7 +350,8 @@ void bind_loss(py::module_& m) {
     check_labels(call, d, v_labels, stream);
     call.run([&](auto t) {
       using T = decltype(t);
-      sparse_cross_entropy_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<int32_t>(v_labels), get<T>(v_dx), to_stream(stream));
+      sparse_cross_entropy_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<int32_t>(v_labels), get<T>(v_dx),
+                                       to_stream(stream));
     });
   });
   m.def("cross_entropy_forward", [](Array x, Array target, Array loss, Array y, uintptr_t stream) {
@@ -366,7 +398,8 @@ void bind_loss(py::module_& m) {
     const auto& v_dx = call.out("dx", dx, vx.shape());
     call.run([&](auto t) {
       using T = decltype(t);
-      mean_squared_error_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vx), get<T>(vt), get<T>(v_dx), to_stream(stream));
+      mean_squared_error_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vx), get<T>(vt), get<T>(v_dx),
+                                     to_stream(stream));
     });
   });
 }
@@ -389,8 +422,8 @@ void bind_norm(py::module_& m) {
       bias_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(v_db), get<T>(space), to_stream(stream));
     });
   });
-  m.def("batch_norm_forward", [=](Array x, Array gamma, Array beta, double epsilon, Array y, Array mean, Array var, Array scratch,
-                                  uintptr_t stream) {
+  m.def("batch_norm_forward", [=](Array x, Array gamma, Array beta, double epsilon, Array y, Array mean, Array var,
+                                  Array scratch, uintptr_t stream) {
     Call call("batch_norm");
     const auto& vx = call.in("x", x);
     const Matrix d = as_matrix(call, vx);
@@ -407,8 +440,8 @@ void bind_norm(py::module_& m) {
                             get<T>(v_var), get<T>(space), to_stream(stream));
     });
   });
-  m.def("batch_norm_backward", [=](Array dy, Array x, Array gamma, Array mean, Array var, double epsilon, Array dx, Array dgamma,
-                                   Array dbeta, Array scratch, uintptr_t stream) {
+  m.def("batch_norm_backward", [=](Array dy, Array x, Array gamma, Array mean, Array var, double epsilon, Array dx,
+                                   Array dgamma, Array dbeta, Array scratch, uintptr_t stream) {
     Call call("batch_norm_backward");
     const auto& vx = call.in("x", x);
     const Matrix d = as_matrix(call, vx);
@@ -422,25 +455,26 @@ void bind_norm(py::module_& m) {
     const auto& space = channel_space(call, d, scratch);
     call.run([&](auto t) {
       using T = decltype(t);
-      batch_norm_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(vx), get<T>(v_gamma), get<T>(v_mean), get<T>(v_var), epsilon,
-                             get<T>(v_dx), get<T>(v_dgamma), get<T>(v_dbeta), get<T>(space), to_stream(stream));
+      batch_norm_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(vx), get<T>(v_gamma), get<T>(v_mean), get<T>(v_var),
+                             epsilon, get<T>(v_dx), get<T>(v_dgamma), get<T>(v_dbeta), get<T>(space), to_stream(stream));
     });
   });
-  m.def("batch_norm_inference", [](Array x, Array gamma, Array beta, Array mean, Array var, double epsilon, Array y, uintptr_t stream) {
-    Call call("batch_norm_inference");
-    const auto& vx = call.in("x", x);
-    const Matrix d = as_matrix(call, vx);
-    const auto& v_gamma = call.in("gamma", gamma, {d.cols});
-    const auto& v_beta = call.in("beta", beta, {d.cols});
-    const auto& v_mean = call.in("mean", mean, {d.cols});
-    const auto& v_var = call.in("var", var, {d.cols});
-    const auto& vy = call.out("y", y, vx.shape());
-    call.run([&](auto t) {
-      using T = decltype(t);
-      batch_norm_inference<T>(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), get<T>(v_mean), get<T>(v_var), epsilon,
-                              get<T>(vy), to_stream(stream));
-    });
-  });
+  m.def("batch_norm_inference",
+        [](Array x, Array gamma, Array beta, Array mean, Array var, double epsilon, Array y, uintptr_t stream) {
+          Call call("batch_norm_inference");
+          const auto& vx = call.in("x", x);
+          const Matrix d = as_matrix(call, vx);
+          const auto& v_gamma = call.in("gamma", gamma, {d.cols});
+          const auto& v_beta = call.in("beta", beta, {d.cols});
+          const auto& v_mean = call.in("mean", mean, {d.cols});
+          const auto& v_var = call.in("var", var, {d.cols});
+          const auto& vy = call.out("y", y, vx.shape());
+          call.run([&](auto t) {
+            using T = decltype(t);
+            batch_norm_inference<T>(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), get<T>(v_mean),
+                                    get<T>(v_var), epsilon, get<T>(vy), to_stream(stream));
+          });
+        });
 }
 
 // The lists of an optimizer step: parameters, gradients and slots, one of each per tensor, in place.
@@ -461,8 +495,8 @@ class TensorLists {
 };
 
 void bind_optimizer(py::module_& m) {
-  m.def("sgd_step", [](const py::list& ws, const py::list& dws, const py::object& velocities, double learning_rate, double momentum,
-                       bool nesterov, double weight_decay, uintptr_t stream) {
+  m.def("sgd_step", [](const py::list& ws, const py::list& dws, const py::object& velocities, double learning_rate,
+                       double momentum, bool nesterov, double weight_decay, uintptr_t stream) {
     Call call("sgd_step");
     const bool has_velocity = !velocities.is_none();
     const py::list slots = has_velocity ? velocities.cast<py::list>() : ws;
@@ -473,35 +507,41 @@ void bind_optimizer(py::module_& m) {
     std::vector<Views> views;
     for (int64_t i = 0; i < lists.count(); ++i) {
       const ArrayView& w = lists.w(ws, i);
-      views.push_back({&w, &call.in("dw", dws[i], w.shape()), has_velocity ? &call.out("velocity", slots[i], w.shape()) : nullptr});
+      views.push_back(
+          {&w, &call.in("dw", dws[i], w.shape()), has_velocity ? &call.out("velocity", slots[i], w.shape()) : nullptr});
     }
     call.run([&](auto t) {
       using T = decltype(t);
       std::vector<SgdTensor<T>> tensors;
       for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.velocity)});
-      sgd_step<T>(tensors.data(), int64_t(tensors.size()), {learning_rate, momentum, weight_decay, nesterov}, to_stream(stream));
+      sgd_step<T>(tensors.data(), int64_t(tensors.size()), {learning_rate, momentum, weight_decay, nesterov},
+                  to_stream(stream));
     });
   });
-  m.def("adam_step", [](const py::list& ws, const py::list& dws, const py::list& ms, const py::list& vs, int64_t step, double learning_rate,
-                        double beta_1, double beta_2, double epsilon, double weight_decay, uintptr_t stream) {
-    Call call("adam_step");
-    if (step < 1) call.fail("step counts from 1, got " + std::to_string(step));
-    TensorLists lists(call, ws, {{"gradients", &dws}, {"first moments", &ms}, {"second moments", &vs}});
-    struct Views {
-      const ArrayView *w, *dw, *m, *v;
-    };
-    std::vector<Views> views;
-    for (int64_t i = 0; i < lists.count(); ++i) {
-      const ArrayView& w = lists.w(ws, i);
-      views.push_back({&w, &call.in("dw", dws[i], w.shape()), &call.out("m", ms[i], w.shape()), &call.out("v", vs[i], w.shape())});
-    }
-    call.run([&](auto t) {
-      using T = decltype(t);
-      std::vector<AdamTensor<T>> tensors;
-      for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.m), get<T>(v.v)});
-      adam_step<T>(tensors.data(), int64_t(tensors.size()), {step, learning_rate, beta_1, beta_2, epsilon, weight_decay}, to_stream(stream));
-    });
-  });
+  m.def("adam_step",
+        [](const py::list& ws, const py::list& dws, const py::list& ms, const py::list& vs, int64_t step,
+           double learning_rate, double beta_1, double beta_2, double epsilon, double weight_decay, uintptr_t stream) {
+          Call call("adam_step");
+          if (step < 1) call.fail("step counts from 1, got " + std::to_string(step));
+          TensorLists lists(call, ws, {{"gradients", &dws}, {"first moments", &ms}, {"second moments", &vs}});
+          struct Views {
+            const ArrayView *w, *dw, *m, *v;
+          };
+          std::vector<Views> views;
+          for (int64_t i = 0; i < lists.count(); ++i) {
+            const ArrayView& w = lists.w(ws, i);
+            views.push_back(
+                {&w, &call.in("dw", dws[i], w.shape()), &call.out("m", ms[i], w.shape()), &call.out("v", vs[i], w.shape())});
+          }
+          call.run([&](auto t) {
+            using T = decltype(t);
+            std::vector<AdamTensor<T>> tensors;
+            for (const Views& v : views)
+              tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.m), get<T>(v.v)});
+            adam_step<T>(tensors.data(), int64_t(tensors.size()),
+                         {step, learning_rate, beta_1, beta_2, epsilon, weight_decay}, to_stream(stream));
+          });
+        });
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ void bind_shapes(pybind11::module_& m);  // bind_shapes.cpp: once per module
 }
 
 // bindings.cpp: once per target.
-#define FASTNN_DECLARE_TARGET(target)         \
-  namespace fastnn::target {                  \
-  void bind_ops(pybind11::module_& m);        \
+#define FASTNN_DECLARE_TARGET(target)  \
+  namespace fastnn::target {           \
+  void bind_ops(pybind11::module_& m); \
   }

@@ -19,7 +19,8 @@ template <class T>
 void gemm(const GemmShape&, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y,
           T* workspace, Stream);
 
-// ---- Convolution: y[n, i, j, o] = relu?(b[o] + sum over r, s, c of x[n, i*sh + r*dh - top, j*sw + s*dw - left, c] * w[r, s, c, o]).
+// ---- Convolution: y[n, i, j, o] = relu?(b[o] + sum over r, s, c of x[n, i*sh + r*dh - top, j*sw + s*dw - left, c] * w[r,
+// s, c, o]).
 template <class T>
 int64_t conv2d_forward_workspace(const Conv2dShape&);
 template <class T>
@@ -85,14 +86,14 @@ int64_t channel_workspace(int64_t rows, int64_t cols);
 template <class T>
 void bias_backward(int64_t rows, int64_t cols, const T* dy, T* db, T* workspace, Stream);
 template <class T>
-void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, double epsilon, T* y,
-                        T* mean, T* var, T* workspace, Stream);
+void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, double epsilon, T* y, T* mean,
+                        T* var, T* workspace, Stream);
 template <class T>
 void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, const T* gamma, const T* mean, const T* var,
                          double epsilon, T* dx, T* dgamma, T* dbeta, T* workspace, Stream);
 template <class T>
-void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean,
-                          const T* var, double epsilon, T* y, Stream);
+void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
+                          double epsilon, T* y, Stream);
 
 // ---- Optimizer steps, in place, over all parameters of a network in one call.
 template <class T>

@@ -29,20 +29,20 @@ struct GemmShape {
 };
 
 struct Conv2dShape {
-  int64_t n, h, w, c;          // x: (N, H, W, C)
-  int64_t kh, kw, k;           // w: (KH, KW, C, K)
-  int64_t ho, wo;              // y: (N, Ho, Wo, K)
-  int64_t sh, sw;              // stride, pixels
-  int64_t dh, dw;              // dilation, pixels
-  int64_t pad_top, pad_left;   // implicit padding, pixels; takes no part in any sum
+  int64_t n, h, w, c;         // x: (N, H, W, C)
+  int64_t kh, kw, k;          // w: (KH, KW, C, K)
+  int64_t ho, wo;             // y: (N, Ho, Wo, K)
+  int64_t sh, sw;             // stride, pixels
+  int64_t dh, dw;             // dilation, pixels
+  int64_t pad_top, pad_left;  // implicit padding, pixels; takes no part in any sum
 };
 
 struct Pool2dShape {
-  int64_t n, h, w, c;          // x: (N, H, W, C)
-  int64_t kh, kw;              // window, pixels
-  int64_t ho, wo;              // y: (N, Ho, Wo, C)
-  int64_t sh, sw;              // stride, pixels
-  int64_t pad_top, pad_left;   // implicit padding, pixels; never wins a maximum, does not count in a mean
+  int64_t n, h, w, c;         // x: (N, H, W, C)
+  int64_t kh, kw;             // window, pixels
+  int64_t ho, wo;             // y: (N, Ho, Wo, C)
+  int64_t sh, sw;             // stride, pixels
+  int64_t pad_top, pad_left;  // implicit padding, pixels; never wins a maximum, does not count in a mean
 };
 
 GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b);

@@ -6,9 +6,8 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-
 from fastnn import _backend
+from hypothesis import HealthCheck, settings
 
 settings.register_profile(
     "fastnn",
@@ -45,8 +44,13 @@ class PoisonedNumpy(types.SimpleNamespace):
 
     def check(self):
         for memory, size in self.guarded:
-            for name, guard in (("before", memory[: self.GUARD + 1]), ("behind", memory[self.GUARD + 1 + size :])):
-                assert (guard.view(np.uint8) == 0x7F).all(), f"a kernel wrote {name} an array of {size} elements"
+            for name, guard in (
+                ("before", memory[: self.GUARD + 1]),
+                ("behind", memory[self.GUARD + 1 + size :]),
+            ):
+                assert (guard.view(np.uint8) == 0x7F).all(), (
+                    f"a kernel wrote {name} an array of {size} elements"
+                )
         self.guarded.clear()
 
 

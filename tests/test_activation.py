@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastnn import ops, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers
-
-from fastnn import ops, reference
 
 SHAPES = [(), (0,), (1,), (17,), (3, 5), (2, 3, 4, 5), (1, 2, 1, 3, 1, 2), (50_001,)]
 NAMES = ["relu", "sigmoid", "tanh", "softmax"]
@@ -49,7 +48,9 @@ def test_softmax(backend, rows, cols, dtype, spread, seed):
     eps = np.finfo(dtype).eps
     assert_within(y, expected, (ULP + cols + np.abs(d)) * eps * expected + np.finfo(dtype).tiny)
     dy = floats(rng, (rows, cols), dtype)
-    bound = (cols + ULP) * eps * (np.abs(y) * (np.abs(dy) + np.abs(dy * y).sum(-1, keepdims=True))) + np.finfo(dtype).tiny
+    bound = (cols + ULP) * eps * (
+        np.abs(y) * (np.abs(dy) + np.abs(dy * y).sum(-1, keepdims=True))
+    ) + np.finfo(dtype).tiny
     assert_within(ops.softmax_backward(dy, y), reference.softmax_backward(dy, y), bound)
 
 
@@ -82,7 +83,9 @@ def test_extreme_inputs_saturate(backend):
     x = np.array([-np.inf, -1e4, 1e4, np.inf, np.nan], np.float32)
     assert_identical(ops.sigmoid(x), [0, 0, 1, 1, np.nan])
     assert_identical(ops.tanh(x), [-1, -1, 1, 1, np.nan])
-    assert_identical(ops.softmax(np.array([[1e30, 0, -np.inf], [-np.inf, 5, 5]], np.float32)), [[1, 0, 0], [0, 0.5, 0.5]])
+    assert_identical(
+        ops.softmax(np.array([[1e30, 0, -np.inf], [-np.inf, 5, 5]], np.float32)), [[1, 0, 0], [0, 0.5, 0.5]]
+    )
     assert np.isnan(ops.softmax(np.array([[1, np.nan, 2]], np.float32))).all()
 
 
@@ -101,12 +104,16 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("view", [lambda a: a.T, lambda a: a[::-1, ::2], lambda a: np.broadcast_to(a[:, :1], a.shape)])
+@pytest.mark.parametrize(
+    "view", [lambda a: a.T, lambda a: a[::-1, ::2], lambda a: np.broadcast_to(a[:, :1], a.shape)]
+)
 def test_any_strides(backend, rng, name, view):
     x = view(floats(rng, (8, 8)))
     y = getattr(ops, name)(x)
     assert_same_bits(y, getattr(ops, name)(x.copy()))
-    assert_same_bits(getattr(ops, name + "_backward")(x, y.T.copy().T), getattr(ops, name + "_backward")(x.copy(), y))
+    assert_same_bits(
+        getattr(ops, name + "_backward")(x, y.T.copy().T), getattr(ops, name + "_backward")(x.copy(), y)
+    )
 
 
 def test_out_of_relu(backend, rng):
@@ -121,13 +128,13 @@ def test_out_of_relu(backend, rng):
 def test_wrong_arguments(backend, name):
     op, backward = getattr(ops, name), getattr(ops, name + "_backward")
     x = np.ones((2, 3), np.float32)
-    with pytest.raises(TypeError, match="x must be float32 or float64 .* got dtype\\('int64'\\)"):
+    with pytest.raises(TypeError, match=r"x must be float32 or float64 .* got dtype\('int64'\)"):
         op(np.ones((2, 3), np.int64))
     with pytest.raises(TypeError, match="must be a NumPy array, got list"):
         op([1.0])
     with pytest.raises(ValueError, match=r"dy must have shape \(2, 3\), got \(3, 2\)"):
         backward(x.T, x)
-    with pytest.raises(TypeError, match="float64 but .* float32"):
+    with pytest.raises(TypeError, match=r"float64 but .* float32"):
         backward(x.astype(np.float64), x)
 
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastnn import ops, reference
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers, rounding
-
-from fastnn import ops, reference
 
 # x (N, H, W, C), w (KH, KW, K), then the options that are not the default
 CASES = {
@@ -36,7 +35,11 @@ cases = pytest.mark.parametrize("case", CASES)
 
 def make(case, make_array, rng, dtype=np.float32):
     x_shape, (kh, kw, k), options = CASES[case]
-    x, w, b = make_array(rng, x_shape, dtype), make_array(rng, (kh, kw, x_shape[3], k), dtype), make_array(rng, k, dtype)
+    x, w, b = (
+        make_array(rng, x_shape, dtype),
+        make_array(rng, (kh, kw, x_shape[3], k), dtype),
+        make_array(rng, k, dtype),
+    )
     return x, w, b, options
 
 
@@ -45,12 +48,20 @@ def make(case, make_array, rng, dtype=np.float32):
 def test_exact_on_integers(backend, rng, case, dtype):
     x, w, b, options = make(case, integers, rng, dtype)
     for relu in (False, True):
-        assert_identical(ops.conv2d(x, w, b, relu=relu, **options), reference.conv2d(x, w, b, relu=relu, **options))
+        assert_identical(
+            ops.conv2d(x, w, b, relu=relu, **options), reference.conv2d(x, w, b, relu=relu, **options)
+        )
     y = ops.conv2d(x, w, **options)
     assert_identical(y, reference.conv2d(x, w, **options))
     dy = integers(rng, y.shape, dtype)
-    assert_identical(ops.conv2d_backward_x(dy, w, x.shape, **options), reference.conv2d_backward_x(dy, w, x.shape, **options))
-    assert_identical(ops.conv2d_backward_w(dy, x, w.shape, **options), reference.conv2d_backward_w(dy, x, w.shape, **options))
+    assert_identical(
+        ops.conv2d_backward_x(dy, w, x.shape, **options),
+        reference.conv2d_backward_x(dy, w, x.shape, **options),
+    )
+    assert_identical(
+        ops.conv2d_backward_w(dy, x, w.shape, **options),
+        reference.conv2d_backward_w(dy, x, w.shape, **options),
+    )
 
 
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -84,10 +95,14 @@ def test_within_rounding(backend, n, size, c, k, kernel, stride, dilation, paddi
     assert_within(y, expected, rounding(terms, dtype, reference.conv2d(abs(x), abs(w), abs(b), **options)))
     dy = floats(rng, y.shape, dtype)
     dx = reference.conv2d_backward_x(dy, w, x.shape, **options)
-    bound = rounding(kernel[0] * kernel[1] * k, dtype, reference.conv2d_backward_x(abs(dy), abs(w), x.shape, **options))
+    bound = rounding(
+        kernel[0] * kernel[1] * k, dtype, reference.conv2d_backward_x(abs(dy), abs(w), x.shape, **options)
+    )
     assert_within(ops.conv2d_backward_x(dy, w, x.shape, **options), dx, bound)
     dw = reference.conv2d_backward_w(dy, x, w.shape, **options)
-    bound = rounding(n * y.shape[1] * y.shape[2], dtype, reference.conv2d_backward_w(abs(dy), abs(x), w.shape, **options))
+    bound = rounding(
+        n * y.shape[1] * y.shape[2], dtype, reference.conv2d_backward_w(abs(dy), abs(x), w.shape, **options)
+    )
     assert_within(ops.conv2d_backward_w(dy, x, w.shape, **options), dw, bound)
 
 
@@ -129,7 +144,9 @@ def test_empty_batch_has_zero_weight_gradient(backend):
 
 
 def test_pixels_that_no_window_reads_get_zero(backend, rng):
-    dx = ops.conv2d_backward_x(np.ones((1, 3, 3, 2), np.float32), np.ones((2, 2, 1, 2), np.float32), (1, 10, 10, 1), stride=3)
+    dx = ops.conv2d_backward_x(
+        np.ones((1, 3, 3, 2), np.float32), np.ones((2, 2, 1, 2), np.float32), (1, 10, 10, 1), stride=3
+    )
     read = np.zeros(10, bool)
     read[[0, 1, 3, 4, 6, 7]] = True
     assert_identical(dx[0, :, :, 0], np.where(np.outer(read, read), 2, 0))
@@ -141,7 +158,10 @@ def test_padding_takes_no_part(backend, bad):
     x, w = np.ones((1, 1, 1, 1), np.float32), np.full((3, 3, 1, 17), bad, np.float32)
     w[1, 1] = 2
     assert_identical(ops.conv2d(x, w, padding="same"), np.full((1, 1, 1, 17), 2))
-    assert_identical(ops.conv2d_backward_x(np.ones((1, 1, 1, 17), np.float32), w, x.shape, padding="same"), np.full((1, 1, 1, 1), 34))
+    assert_identical(
+        ops.conv2d_backward_x(np.ones((1, 1, 1, 17), np.float32), w, x.shape, padding="same"),
+        np.full((1, 1, 1, 1), 34),
+    )
     dw = ops.conv2d_backward_w(np.full((1, 1, 1, 17), bad, np.float32), x, w.shape, padding="same")
     assert_identical(dw[1, 1], np.full((1, 17), bad))
     dw[1, 1] = 0
@@ -174,7 +194,8 @@ VIEWS = {
 @pytest.mark.parametrize("view", VIEWS)
 def test_any_strides(backend, rng, view):
     x, w, dy = (VIEWS[view](integers(rng, shape)) for shape in [(2, 6, 7, 3), (3, 3, 3, 5), (2, 4, 5, 5)])
-    assert not (x.flags.c_contiguous or dy.flags.c_contiguous)
+    assert not x.flags.c_contiguous
+    assert not dy.flags.c_contiguous
     assert_identical(ops.conv2d(x, w), reference.conv2d(x, w))
     assert_identical(ops.conv2d_backward_x(dy, w, x.shape), reference.conv2d_backward_x(dy, w, x.shape))
     assert_identical(ops.conv2d_backward_w(dy, x, w.shape), reference.conv2d_backward_w(dy, x, w.shape))
@@ -211,11 +232,23 @@ def read_only(a):
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        (lambda x: np.zeros((2, 4, 4, 6), np.float32), ValueError, r"out must have shape \(2, 4, 4, 5\), got \(2, 4, 4, 6\)"),
-        (lambda x: np.zeros((2, 4, 4, 5), np.float64), TypeError, "out must be dtype\\('float32'\\), got dtype\\('float64'\\)"),
+        (
+            lambda x: np.zeros((2, 4, 4, 6), np.float32),
+            ValueError,
+            r"out must have shape \(2, 4, 4, 5\), got \(2, 4, 4, 6\)",
+        ),
+        (
+            lambda x: np.zeros((2, 4, 4, 5), np.float64),
+            TypeError,
+            "out must be dtype\\('float32'\\), got dtype\\('float64'\\)",
+        ),
         (lambda x: np.zeros((2, 4, 5, 4), np.float32).swapaxes(2, 3), ValueError, "out is not C-contiguous"),
         (lambda x: read_only(np.zeros((2, 4, 4, 5), np.float32)), ValueError, "out is read-only"),
-        (lambda x: np.ndarray((2, 4, 4, 5), np.float32, bytearray(641), offset=1), ValueError, "out is not aligned"),
+        (
+            lambda x: np.ndarray((2, 4, 4, 5), np.float32, bytearray(641), offset=1),
+            ValueError,
+            "out is not aligned",
+        ),
         (lambda x: x.reshape(-1)[:160].reshape(2, 4, 4, 5), ValueError, "out shares memory with x"),
         (lambda x: [[0.0]], TypeError, "out must be an array, got list"),
     ],
@@ -237,36 +270,128 @@ def ones(*shape):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(5, 5, 3, 2)), ValueError, "kernel height 5 .* exceeds padded input height 4"),
-        (lambda: ops.conv2d(ones(1, 9, 4, 3), ones(3, 3, 3, 2), dilation=2), ValueError, r"kernel width 3 \(dilated: 5\) exceeds padded input width 4"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 2, 2)), ValueError, "x has 3 channels but w takes 2"),
-        (lambda: ops.conv2d(ones(4, 4, 3), ones(3, 3, 3, 2)), ValueError, r"x must have 4 dimensions \(N, H, W, C\), got shape \(4, 4, 3\)"),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(5, 5, 3, 2)),
+            ValueError,
+            "kernel height 5 .* exceeds padded input height 4",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 9, 4, 3), ones(3, 3, 3, 2), dilation=2),
+            ValueError,
+            r"kernel width 3 \(dilated: 5\) exceeds padded input width 4",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 2, 2)),
+            ValueError,
+            "x has 3 channels but w takes 2",
+        ),
+        (
+            lambda: ops.conv2d(ones(4, 4, 3), ones(3, 3, 3, 2)),
+            ValueError,
+            r"x must have 4 dimensions \(N, H, W, C\), got shape \(4, 4, 3\)",
+        ),
         (lambda: ops.conv2d(ones(1, 4, 4, 0), ones(3, 3, 0, 2)), ValueError, "no pixels or no channels"),
         (lambda: ops.conv2d(ones(1, 4, 4, 1), ones(3, 3, 1, 0)), ValueError, "w has an empty dimension"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=0), ValueError, r"stride must be from 1 to 2147483647, got \(0, 0\)"),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=0),
+            ValueError,
+            r"stride must be from 1 to 2147483647, got \(0, 0\)",
+        ),
         (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=(1, -1)), ValueError, "stride"),
         (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), dilation=(0, 1)), ValueError, "dilation"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=2**31), ValueError, "stride 2147483648 is beyond 2147483647"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), dilation=2**31 - 1), ValueError, "dilated: 4294967295"),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=2**31),
+            ValueError,
+            "stride 2147483648 is beyond 2147483647",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), dilation=2**31 - 1),
+            ValueError,
+            "dilated: 4294967295",
+        ),
         (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=10**30), ValueError, "stride"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=1.5), TypeError, "stride must be an integer, got 1.5"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=(1, 1, 1)), ValueError, "stride must be an integer or two"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), padding=-1), ValueError, "padding must be from 0"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), padding="full"), ValueError, "padding .* got 'full'"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), padding=2**31 - 1), ValueError, "y of shape .* too large to address"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), ones(3)), ValueError, r"b must have shape \(2,\), got \(3,\)"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2).astype(np.float64)), TypeError, "w is float64 but x is float32"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(np.int32), ones(3, 3, 3, 2)), TypeError, "x must be float32 or float64 .* got dtype\\('int32'\\)"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(">f4"), ones(3, 3, 3, 2)), TypeError, "got dtype\\('>f4'\\)"),
-        (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(object), ones(3, 3, 3, 2)), TypeError, "got dtype\\('O'\\)"),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=1.5),
+            TypeError,
+            "stride must be an integer, got 1.5",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), stride=(1, 1, 1)),
+            ValueError,
+            "stride must be an integer or two",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), padding=-1),
+            ValueError,
+            "padding must be from 0",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), padding="full"),
+            ValueError,
+            "padding .* got 'full'",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), padding=2**31 - 1),
+            ValueError,
+            "y of shape .* too large to address",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2), ones(3)),
+            ValueError,
+            r"b must have shape \(2,\), got \(3,\)",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3), ones(3, 3, 3, 2).astype(np.float64)),
+            TypeError,
+            "w is float64 but x is float32",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3).astype(np.int32), ones(3, 3, 3, 2)),
+            TypeError,
+            "x must be float32 or float64 .* got dtype\\('int32'\\)",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3).astype(">f4"), ones(3, 3, 3, 2)),
+            TypeError,
+            "got dtype\\('>f4'\\)",
+        ),
+        (
+            lambda: ops.conv2d(ones(1, 4, 4, 3).astype(object), ones(3, 3, 3, 2)),
+            TypeError,
+            "got dtype\\('O'\\)",
+        ),
         (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(complex), ones(3, 3, 3, 2)), TypeError, "complex128"),
         (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(np.float16), ones(3, 3, 3, 2)), TypeError, "float16"),
-        (lambda: ops.conv2d_backward_x(ones(1, 3, 2, 2), ones(3, 3, 3, 2), (1, 4, 4, 3)), ValueError, r"dy must have shape \(1, 2, 2, 2\), got \(1, 3, 2, 2\)"),
-        (lambda: ops.conv2d_backward_x(ones(1, 2, 2, 2), ones(3, 3, 3, 2), (2**40, 2**20, 2**20, 3)), ValueError, "too large to address"),
-        (lambda: ops.conv2d_backward_x(ones(1, 2, 2, 2), ones(3, 3, 3, 2), (-1, 4, 4, 3)), ValueError, "negative dimension"),
-        (lambda: ops.conv2d_backward_x(ones(1, 2, 2, 2), ones(3, 3, 3, 2), 4), TypeError, "x_shape must be a tuple"),
-        (lambda: ops.conv2d_backward_w(ones(1, 2, 2, 2), ones(1, 4, 4, 3), (3, 3, 3, 1)), ValueError, r"dy must have shape \(1, 2, 2, 1\)"),
-        (lambda: ops.conv2d_backward_w(ones(1, 2, 2, 2), ones(1, 4, 4, 3), (3, 3, 3)), ValueError, "w must have 4 dimensions"),
+        (
+            lambda: ops.conv2d_backward_x(ones(1, 3, 2, 2), ones(3, 3, 3, 2), (1, 4, 4, 3)),
+            ValueError,
+            r"dy must have shape \(1, 2, 2, 2\), got \(1, 3, 2, 2\)",
+        ),
+        (
+            lambda: ops.conv2d_backward_x(ones(1, 2, 2, 2), ones(3, 3, 3, 2), (2**40, 2**20, 2**20, 3)),
+            ValueError,
+            "too large to address",
+        ),
+        (
+            lambda: ops.conv2d_backward_x(ones(1, 2, 2, 2), ones(3, 3, 3, 2), (-1, 4, 4, 3)),
+            ValueError,
+            "negative dimension",
+        ),
+        (
+            lambda: ops.conv2d_backward_x(ones(1, 2, 2, 2), ones(3, 3, 3, 2), 4),
+            TypeError,
+            "x_shape must be a tuple",
+        ),
+        (
+            lambda: ops.conv2d_backward_w(ones(1, 2, 2, 2), ones(1, 4, 4, 3), (3, 3, 3, 1)),
+            ValueError,
+            r"dy must have shape \(1, 2, 2, 1\)",
+        ),
+        (
+            lambda: ops.conv2d_backward_w(ones(1, 2, 2, 2), ones(1, 4, 4, 3), (3, 3, 3)),
+            ValueError,
+            "w must have 4 dimensions",
+        ),
     ],
 )
 def test_wrong_arguments(backend, call, error, message):

@@ -2,14 +2,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastnn import ops, reference
 from hypothesis import given
 from hypothesis import strategies as st
 from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers, rounding
 
-from fastnn import ops, reference
-
 # 0, 1, around the register tile's 6 or 12 rows and 8 to 32 columns, primes, and beyond one item of rows
-SIZES = [(0, 3, 2), (3, 0, 2), (3, 4, 0), (1, 1, 1), (5, 7, 3), (6, 16, 5), (7, 17, 6), (12, 32, 8), (13, 33, 9), (31, 10, 64), (97, 65, 31), (131, 40, 70)]
+SIZES = [
+    (0, 3, 2),
+    (3, 0, 2),
+    (3, 4, 0),
+    (1, 1, 1),
+    (5, 7, 3),
+    (6, 16, 5),
+    (7, 17, 6),
+    (12, 32, 8),
+    (13, 33, 9),
+    (31, 10, 64),
+    (97, 65, 31),
+    (131, 40, 70),
+]
 
 
 def operands(make, rng, m, n, k, dtype, transpose_a=False, transpose_b=False):
@@ -26,12 +38,22 @@ def operands(make, rng, m, n, k, dtype, transpose_a=False, transpose_b=False):
 def test_gemm_is_exact_on_integers(backend, rng, m, n, k, transpose_a, transpose_b, dtype):
     a, b = operands(integers, rng, m, n, k, dtype, transpose_a, transpose_b)
     c, bias = integers(rng, (m, n), dtype), integers(rng, n, dtype)
-    options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "alpha": 2.0, "beta": -3.0, "bias": bias}
+    options = {
+        "transpose_a": transpose_a,
+        "transpose_b": transpose_b,
+        "alpha": 2.0,
+        "beta": -3.0,
+        "bias": bias,
+    }
     for relu in (False, True):
-        assert_identical(ops.gemm(a, b, c, relu=relu, **options), reference.gemm(a, b, c, relu=relu, **options))
+        assert_identical(
+            ops.gemm(a, b, c, relu=relu, **options), reference.gemm(a, b, c, relu=relu, **options)
+        )
     dy = integers(rng, (m, n), dtype)
     options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "alpha": 0.5}
-    for actual, expected in zip(ops.gemm_backward(dy, a, b, **options), reference.gemm_backward(dy, a, b, **options), strict=True):
+    for actual, expected in zip(
+        ops.gemm_backward(dy, a, b, **options), reference.gemm_backward(dy, a, b, **options), strict=True
+    ):
         assert_identical(actual, expected)
 
 
@@ -116,7 +138,10 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
 def test_any_strides(backend, rng, view):
     a, b = view(integers(rng, (9, 11))), integers(rng, (11, 5))
     assert_identical(ops.gemm(a, b), reference.gemm(a, b))
-    assert_identical(ops.gemm(b, a, transpose_a=True, transpose_b=True), reference.gemm(b, a, transpose_a=True, transpose_b=True))
+    assert_identical(
+        ops.gemm(b, a, transpose_a=True, transpose_b=True),
+        reference.gemm(b, a, transpose_a=True, transpose_b=True),
+    )
 
 
 def test_bias_backward(backend, rng):
@@ -127,19 +152,41 @@ def test_bias_backward(backend, rng):
 
 def test_bias_backward_of_many_ones(backend):
     assert_identical(ops.bias_backward(np.ones((1600, 2), np.float32)), np.full(2, 1600))
-    assert_identical(ops.bias_backward(np.ones((2**25 + 1, 1), np.float32)), np.full(1, 2**25))  # the nearest float32
+    assert_identical(
+        ops.bias_backward(np.ones((2**25 + 1, 1), np.float32)), np.full(1, 2**25)
+    )  # the nearest float32
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda f: ops.gemm(f((2, 3)), f((4, 5))), ValueError, "inner dimensions differ: a \\(2, 3\\) has 3 columns, b \\(4, 5\\) has 4 rows"),
+        (
+            lambda f: ops.gemm(f((2, 3)), f((4, 5))),
+            ValueError,
+            "inner dimensions differ: a \\(2, 3\\) has 3 columns, b \\(4, 5\\) has 4 rows",
+        ),
         (lambda f: ops.gemm(f((2, 3, 1)), f((3, 5))), ValueError, "a must have 2 dimensions"),
         (lambda f: ops.gemm(f((2, 3)), f((3, 5)), beta=1.0), ValueError, "no c"),
-        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), f((2, 4)), beta=1.0), ValueError, "c must have shape \\(2, 5\\), got \\(2, 4\\)"),
-        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), bias=f(4)), ValueError, "bias must have shape \\(5,\\), got \\(4,\\)"),
-        (lambda f: ops.gemm(f((2, 3)), f((3, 5)).astype(np.float64)), TypeError, "b is float64 but a is float32"),
-        (lambda f: ops.gemm(f((2, 3)), f((3, 5)), out=f((2, 4))), ValueError, "out must have shape \\(2, 5\\), got \\(2, 4\\)"),
+        (
+            lambda f: ops.gemm(f((2, 3)), f((3, 5)), f((2, 4)), beta=1.0),
+            ValueError,
+            "c must have shape \\(2, 5\\), got \\(2, 4\\)",
+        ),
+        (
+            lambda f: ops.gemm(f((2, 3)), f((3, 5)), bias=f(4)),
+            ValueError,
+            "bias must have shape \\(5,\\), got \\(4,\\)",
+        ),
+        (
+            lambda f: ops.gemm(f((2, 3)), f((3, 5)).astype(np.float64)),
+            TypeError,
+            "b is float64 but a is float32",
+        ),
+        (
+            lambda f: ops.gemm(f((2, 3)), f((3, 5)), out=f((2, 4))),
+            ValueError,
+            "out must have shape \\(2, 5\\), got \\(2, 4\\)",
+        ),
         (lambda f: ops.gemm([[1.0]], f((1, 1))), TypeError, "a must be a NumPy array, got list"),
         (lambda f: ops.gemm(f((1, 1)), [[1.0]]), TypeError, "b must be an array, got list"),
         (lambda f: ops.bias_backward(np.array(1, np.float32)), ValueError, "no channels"),

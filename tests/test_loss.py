@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers
-
 from fastnn import ops, reference
+from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers
 
 SHAPES = [(0, 3), (1, 1), (5, 10), (33, 7), (700, 10), (3, 1000)]
 
@@ -19,7 +18,11 @@ def one_hot(labels, classes, dtype):
 def test_softmax_cross_entropy(backend, rng, shape, dtype, kind):
     rows, classes = shape
     x = (4 * floats(rng, shape, dtype)).astype(dtype)
-    target = rng.integers(0, classes, rows) if kind == "labels" else reference.softmax(floats(rng, shape)).astype(dtype)
+    target = (
+        rng.integers(0, classes, rows)
+        if kind == "labels"
+        else reference.softmax(floats(rng, shape)).astype(dtype)
+    )
     loss, y = ops.softmax_cross_entropy(x, target)
     expected_loss, expected_y = reference.softmax_cross_entropy(x, target)
     # sums of `classes` terms, and differences of logits of up to `reach`
@@ -82,7 +85,9 @@ def test_mean_squared_error(backend, rng, shape, dtype):
     x, target = integers(rng, shape, dtype), integers(rng, shape, dtype)
     eps = np.finfo(dtype).eps
     expected = reference.mean_squared_error(x, target)
-    assert_within(ops.mean_squared_error(x, target), expected, eps * expected)  # the sum is exact, the division is not
+    assert_within(
+        ops.mean_squared_error(x, target), expected, eps * expected
+    )  # the sum is exact, the division is not
     dloss = floats(rng, shape[:1], dtype)
     expected = reference.mean_squared_error_backward(dloss, x, target)
     assert_within(ops.mean_squared_error_backward(dloss, x, target), expected, 4 * eps * np.abs(expected))
@@ -114,7 +119,9 @@ def test_empty_batch_has_an_empty_loss(backend):
     loss, y = ops.softmax_cross_entropy(np.empty((0, 4), np.float32), np.empty(0, int))
     assert loss.shape == (0,)
     assert y.shape == (0, 4)
-    assert_identical(ops.mean_squared_error(np.empty((0, 4), np.float32), np.empty((0, 4), np.float32)), np.empty(0))
+    assert_identical(
+        ops.mean_squared_error(np.empty((0, 4), np.float32), np.empty((0, 4), np.float32)), np.empty(0)
+    )
 
 
 def ones(*shape):
@@ -124,15 +131,43 @@ def ones(*shape):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: ops.softmax_cross_entropy(ones(3), np.zeros(3, int)), ValueError, r"logits must have shape \(N, classes\), got \(3,\)"),
+        (
+            lambda: ops.softmax_cross_entropy(ones(3), np.zeros(3, int)),
+            ValueError,
+            r"logits must have shape \(N, classes\), got \(3,\)",
+        ),
         (lambda: ops.softmax_cross_entropy(ones(3, 0), np.zeros(3, int)), ValueError, "empty"),
-        (lambda: ops.softmax_cross_entropy(ones(3, 2), np.zeros((3, 1), int)), ValueError, r"labels must have shape \(3,\), got \(3, 1\)"),
-        (lambda: ops.softmax_cross_entropy(ones(3, 2), ones(3, 3)), ValueError, r"target must have shape \(3, 2\), got \(3, 3\)"),
-        (lambda: ops.softmax_cross_entropy(ones(3, 2), np.ones((3, 2))), TypeError, "target is float64 but x is float32"),
-        (lambda: ops.softmax_cross_entropy(ones(3, 2), np.zeros(3, bool)), TypeError, "target must be integer labels .* got dtype\\('bool'\\)"),
+        (
+            lambda: ops.softmax_cross_entropy(ones(3, 2), np.zeros((3, 1), int)),
+            ValueError,
+            r"labels must have shape \(3,\), got \(3, 1\)",
+        ),
+        (
+            lambda: ops.softmax_cross_entropy(ones(3, 2), ones(3, 3)),
+            ValueError,
+            r"target must have shape \(3, 2\), got \(3, 3\)",
+        ),
+        (
+            lambda: ops.softmax_cross_entropy(ones(3, 2), np.ones((3, 2))),
+            TypeError,
+            "target is float64 but x is float32",
+        ),
+        (
+            lambda: ops.softmax_cross_entropy(ones(3, 2), np.zeros(3, bool)),
+            TypeError,
+            "target must be integer labels .* got dtype\\('bool'\\)",
+        ),
         (lambda: ops.softmax_cross_entropy(ones(3, 2), [0, 1, 0]), TypeError, "got list"),
-        (lambda: ops.softmax_cross_entropy_backward(ones(2), ones(3, 2), np.zeros(3, int)), ValueError, r"dloss must have shape \(3,\), got \(2,\)"),
-        (lambda: ops.mean_squared_error(ones(3, 2), ones(2, 3)), ValueError, r"target must have shape \(3, 2\), got \(2, 3\)"),
+        (
+            lambda: ops.softmax_cross_entropy_backward(ones(2), ones(3, 2), np.zeros(3, int)),
+            ValueError,
+            r"dloss must have shape \(3,\), got \(2,\)",
+        ),
+        (
+            lambda: ops.mean_squared_error(ones(3, 2), ones(2, 3)),
+            ValueError,
+            r"target must have shape \(3, 2\), got \(2, 3\)",
+        ),
         (lambda: ops.mean_squared_error(ones(3, 0), ones(3, 0)), ValueError, "nothing to average"),
         (lambda: ops.mean_squared_error_backward(ones(2), ones(3, 2), ones(3, 2)), ValueError, "dloss"),
     ],

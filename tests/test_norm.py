@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats
-
 from fastnn import ops, reference
+from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats
 
 SHAPES = [(2, 1), (5, 3), (4, 3, 2, 17), (3, 20, 20, 33), (1, 4)]
 
@@ -14,7 +13,11 @@ SHAPES = [(2, 1), (5, 3), (4, 3, 2, 17), (3, 20, 20, 33), (1, 4)]
 def test_batch_norm(backend, rng, shape, dtype):
     channels = shape[-1]
     x = floats(rng, shape, dtype) + 3
-    gamma, beta, dy = floats(rng, (channels,), dtype), floats(rng, (channels,), dtype), floats(rng, shape, dtype)
+    gamma, beta, dy = (
+        floats(rng, (channels,), dtype),
+        floats(rng, (channels,), dtype),
+        floats(rng, shape, dtype),
+    )
     y, mean, var = ops.batch_norm(x, gamma, beta)
     expected, expected_mean, expected_var = reference.batch_norm(x, gamma, beta)
     # sums run in double over `rows` terms and are rounded once
@@ -22,7 +25,9 @@ def test_batch_norm(backend, rng, shape, dtype):
     summing = rows * np.finfo(np.float64).eps
     assert_within(mean, expected_mean, eps * np.abs(expected_mean) + summing * np.abs(x).mean(axes))
     # the variance is taken around the rounded mean
-    assert_within(var, expected_var, (2 * eps + 2 * summing) * (expected_var + np.abs(x).mean(axes) ** 2 * eps))
+    assert_within(
+        var, expected_var, (2 * eps + 2 * summing) * (expected_var + np.abs(x).mean(axes) ** 2 * eps)
+    )
     # |d y / d mean| and |d y / d var| are at most gamma / sqrt(epsilon) and gamma * |x| / sqrt(epsilon)
     reach = (np.abs(gamma) * (np.abs(x) + np.abs(mean))) / np.sqrt(var + 1e-3) + np.abs(beta)
     assert_within(y, expected, 16 * eps * reach)

@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import DTYPES, assert_same_bits, assert_within, floats
-
 from fastnn import ops, reference
+from support import DTYPES, assert_same_bits, assert_within, floats
 
 SHAPES = [(3, 3, 2, 5), (7,), (1, 1), (0, 4), (40_000,)]
 
@@ -27,7 +26,12 @@ def test_sgd_step(backend, rng, momentum, nesterov, weight_decay, dtype):
     ws, dws, velocities = lists(rng, dtype, 3)
     slots = velocities if momentum else None
     expected_ws, expected_dws, expected_slots = as_float64([ws, dws, velocities])
-    options = {"learning_rate": 0.05, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+    options = {
+        "learning_rate": 0.05,
+        "momentum": momentum,
+        "nesterov": nesterov,
+        "weight_decay": weight_decay,
+    }
     ops.sgd_step(ws, dws, slots, **options)
     reference.sgd_step(expected_ws, expected_dws, expected_slots if momentum else None, **options)
     eps = np.finfo(dtype).eps
@@ -104,15 +108,49 @@ def ones(*shape):
     ("call", "error", "message"),
     [
         (lambda w: ops.sgd_step([w], [], learning_rate=0.1), ValueError, "1 parameters but 0 gradients"),
-        (lambda w: ops.sgd_step([w], [ones(3)], learning_rate=0.1), ValueError, r"dw must have shape \(2, 3\), got \(3,\)"),
+        (
+            lambda w: ops.sgd_step([w], [ones(3)], learning_rate=0.1),
+            ValueError,
+            r"dw must have shape \(2, 3\), got \(3,\)",
+        ),
         (lambda w: ops.sgd_step([w], [w], learning_rate=0.1), ValueError, "w shares memory with dw"),
-        (lambda w: ops.sgd_step([w], [ones(2, 3)], learning_rate=0.1, momentum=0.9), ValueError, "needs velocities"),
-        (lambda w: ops.sgd_step([w.T], [ones(3, 2)], learning_rate=0.1), ValueError, "ws is not C-contiguous"),
-        (lambda w: ops.sgd_step(w, [ones(2, 3)], learning_rate=0.1), TypeError, "ws must be a list of arrays, got ndarray"),
-        (lambda w: ops.sgd_step([w], [np.ones((2, 3))], learning_rate=0.1), TypeError, "dw is float64 but w is float32"),
-        (lambda w: ops.adam_step([w], [ones(2, 3)], [ones(2, 3)], [], step=1, learning_rate=0.1), ValueError, "0 second moments"),
-        (lambda w: ops.adam_step([w], [ones(2, 3)], [ones(2, 3)], [ones(2, 3)], step=0, learning_rate=0.1), ValueError, "step counts from 1, got 0"),
-        (lambda w: ops.adam_step([w], [ones(2, 3)], [ones(2, 3)], [ones(2, 3)], step=1, learning_rate=0.1, beta_1=1), ValueError, "beta_1"),
+        (
+            lambda w: ops.sgd_step([w], [ones(2, 3)], learning_rate=0.1, momentum=0.9),
+            ValueError,
+            "needs velocities",
+        ),
+        (
+            lambda w: ops.sgd_step([w.T], [ones(3, 2)], learning_rate=0.1),
+            ValueError,
+            "ws is not C-contiguous",
+        ),
+        (
+            lambda w: ops.sgd_step(w, [ones(2, 3)], learning_rate=0.1),
+            TypeError,
+            "ws must be a list of arrays, got ndarray",
+        ),
+        (
+            lambda w: ops.sgd_step([w], [np.ones((2, 3))], learning_rate=0.1),
+            TypeError,
+            "dw is float64 but w is float32",
+        ),
+        (
+            lambda w: ops.adam_step([w], [ones(2, 3)], [ones(2, 3)], [], step=1, learning_rate=0.1),
+            ValueError,
+            "0 second moments",
+        ),
+        (
+            lambda w: ops.adam_step([w], [ones(2, 3)], [ones(2, 3)], [ones(2, 3)], step=0, learning_rate=0.1),
+            ValueError,
+            "step counts from 1, got 0",
+        ),
+        (
+            lambda w: ops.adam_step(
+                [w], [ones(2, 3)], [ones(2, 3)], [ones(2, 3)], step=1, learning_rate=0.1, beta_1=1
+            ),
+            ValueError,
+            "beta_1",
+        ),
     ],
 )
 def test_wrong_arguments_leave_everything_untouched(backend, call, error, message):

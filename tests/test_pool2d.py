@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fastnn import ops, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import DTYPES, assert_identical, assert_same_bits, assert_within, distinct, floats, integers, rounding
-
-from fastnn import ops, reference
+from support import (
+    DTYPES,
+    assert_identical,
+    assert_same_bits,
+    assert_within,
+    distinct,
+    floats,
+    integers,
+    rounding,
+)
 
 # x (N, H, W, C), window, stride, padding
 CASES = {
@@ -37,7 +45,10 @@ def test_max_pool2d(backend, rng, case, dtype):
     assert_identical(argmax, where)
     assert argmax.dtype == np.int32
     dy = integers(rng, y.shape, dtype)
-    assert_identical(ops.max_pool2d_backward(dy, argmax, shape, *options), reference.max_pool2d_backward(dy, where, shape, *options))
+    assert_identical(
+        ops.max_pool2d_backward(dy, argmax, shape, *options),
+        reference.max_pool2d_backward(dy, where, shape, *options),
+    )
 
 
 @dtypes
@@ -47,10 +58,16 @@ def test_avg_pool2d(backend, rng, case, dtype):
     x = floats(rng, shape, dtype)
     y = ops.avg_pool2d(x, *options)
     window = np.prod(options[0]) if isinstance(options[0], tuple) else options[0] ** 2
-    assert_within(y, reference.avg_pool2d(x, *options), rounding(window, dtype, reference.avg_pool2d(abs(x), *options)))
+    assert_within(
+        y, reference.avg_pool2d(x, *options), rounding(window, dtype, reference.avg_pool2d(abs(x), *options))
+    )
     dy = floats(rng, y.shape, dtype)
     bound = rounding(window, dtype, reference.avg_pool2d_backward(abs(dy), shape, *options))
-    assert_within(ops.avg_pool2d_backward(dy, shape, *options), reference.avg_pool2d_backward(dy, shape, *options), bound)
+    assert_within(
+        ops.avg_pool2d_backward(dy, shape, *options),
+        reference.avg_pool2d_backward(dy, shape, *options),
+        bound,
+    )
 
 
 @settings(max_examples=150)
@@ -60,7 +77,8 @@ def test_avg_pool2d(backend, rng, case, dtype):
     c=st.sampled_from([1, 2, 3, 5, 7, 16, 31, 33]),
     window=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.none() | st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    padding=st.sampled_from(["valid", "same"]) | st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
+    padding=st.sampled_from(["valid", "same"])
+    | st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
     ties=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -146,7 +164,7 @@ def test_a_tie_goes_to_the_first_position_only(backend):
 def test_overlapping_windows_accumulate(backend):
     x = np.zeros((1, 3, 3, 1), np.float32)
     x[0, 1, 1] = 9
-    y, argmax = ops.max_pool2d(x, 2, 1)
+    _, argmax = ops.max_pool2d(x, 2, 1)
     dy = np.array([1, 10, 100, 1000], np.float32).reshape(1, 2, 2, 1)
     dx = ops.max_pool2d_backward(dy, argmax, x.shape, 2, 1)
     assert dx[0, 1, 1, 0] == 1111
@@ -191,13 +209,18 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count, case)
             assert_same_bits(actual, expected)
 
 
-@pytest.mark.parametrize("view", [lambda a: np.asfortranarray(a), lambda a: a[:, ::-1], lambda a: np.broadcast_to(a[:, :, :1], a.shape)])
+@pytest.mark.parametrize(
+    "view",
+    [lambda a: np.asfortranarray(a), lambda a: a[:, ::-1], lambda a: np.broadcast_to(a[:, :, :1], a.shape)],
+)
 def test_any_strides(backend, rng, view):
     x, dy = view(integers(rng, (2, 6, 8, 3))), view(integers(rng, (2, 3, 4, 3)))
     y, argmax = ops.max_pool2d(x, 2)
     assert_identical(y, reference.max_pool2d(x, 2)[0])
     argmax = np.asfortranarray(argmax)
-    assert_identical(ops.max_pool2d_backward(dy, argmax, x.shape, 2), reference.max_pool2d_backward(dy, argmax, x.shape, 2))
+    assert_identical(
+        ops.max_pool2d_backward(dy, argmax, x.shape, 2), reference.max_pool2d_backward(dy, argmax, x.shape, 2)
+    )
     assert_identical(ops.avg_pool2d(x, 2), reference.avg_pool2d(x, 2))
 
 
@@ -230,12 +253,36 @@ def test_wrong_geometry(backend, pool, shape, options, message):
     ("call", "error", "message"),
     [
         (lambda: ops.max_pool2d(np.ones((1, 4, 4, 1), int), 2), TypeError, "int64"),
-        (lambda: ops.max_pool2d_backward(ones(1, 2, 2, 1), ones(1, 2, 2, 1), (1, 4, 4, 1), 2), TypeError, "argmax must be the int32 array"),
-        (lambda: ops.max_pool2d_backward(ones(1, 2, 2, 1), [0], (1, 4, 4, 1), 2), TypeError, "argmax .* got list"),
-        (lambda: ops.max_pool2d_backward(ones(1, 3, 2, 1), np.zeros((1, 3, 2, 1), np.int32), (1, 4, 4, 1), 2), ValueError, "dy must have shape"),
-        (lambda: ops.max_pool2d_backward(ones(1, 2, 2, 1), np.zeros((1, 2, 1, 1), np.int32), (1, 4, 4, 1), 2), ValueError, "argmax must have shape"),
+        (
+            lambda: ops.max_pool2d_backward(ones(1, 2, 2, 1), ones(1, 2, 2, 1), (1, 4, 4, 1), 2),
+            TypeError,
+            "argmax must be the int32 array",
+        ),
+        (
+            lambda: ops.max_pool2d_backward(ones(1, 2, 2, 1), [0], (1, 4, 4, 1), 2),
+            TypeError,
+            "argmax .* got list",
+        ),
+        (
+            lambda: ops.max_pool2d_backward(
+                ones(1, 3, 2, 1), np.zeros((1, 3, 2, 1), np.int32), (1, 4, 4, 1), 2
+            ),
+            ValueError,
+            "dy must have shape",
+        ),
+        (
+            lambda: ops.max_pool2d_backward(
+                ones(1, 2, 2, 1), np.zeros((1, 2, 1, 1), np.int32), (1, 4, 4, 1), 2
+            ),
+            ValueError,
+            "argmax must have shape",
+        ),
         (lambda: ops.avg_pool2d_backward(ones(1, 2, 2, 1), (1, 4, 4), 2), ValueError, "4 dimensions"),
-        (lambda: ops.avg_pool2d_backward(ones(1, 2, 2, 1), (1, 4, 4.0, 1), 2), TypeError, "x_shape must be an integer, got 4.0"),
+        (
+            lambda: ops.avg_pool2d_backward(ones(1, 2, 2, 1), (1, 4, 4.0, 1), 2),
+            TypeError,
+            "x_shape must be an integer, got 4.0",
+        ),
     ],
 )
 def test_wrong_arguments(backend, call, error, message):

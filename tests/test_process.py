@@ -8,12 +8,11 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import fastnn
 import numpy as np
 import pytest
-from support import assert_identical, assert_same_bits, floats
-
-import fastnn
 from fastnn import _backend, ops
+from support import assert_identical, assert_same_bits, floats
 
 
 def run_python(code, **environment):
@@ -58,7 +57,15 @@ def test_changing_the_thread_count_while_kernels_run(rng):
 
 def test_the_number_of_threads(each_thread_count):
     assert each_thread_count(fastnn.get_num_threads) == [1, 2, 3, 7]
-    for bad, error in [(0, ValueError), (-1, ValueError), (1025, ValueError), (10**30, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)]:
+    for bad, error in [
+        (0, ValueError),
+        (-1, ValueError),
+        (1025, ValueError),
+        (10**30, ValueError),
+        (1.5, TypeError),
+        ("2", TypeError),
+        (True, TypeError),
+    ]:
         with pytest.raises(error, match="count must be"):
             fastnn.set_num_threads(bad)
 
@@ -159,7 +166,7 @@ def test_an_instruction_set_that_is_not_there():
 
 def test_import_is_light():
     """Importing fastnn brings in NumPy and nothing else that is large."""
-    heavy = "matplotlib sklearn tqdm pooch safetensors PIL scipy cupy torch".split()
+    heavy = ["matplotlib", "sklearn", "tqdm", "pooch", "safetensors", "PIL", "scipy", "cupy", "torch"]
     result = run_python(f"import fastnn, sys; print([m for m in {heavy} if m in sys.modules])")
     assert result.stdout == "[]\n", result.stderr
 
@@ -194,7 +201,9 @@ def test_forward_beyond_2_to_the_31(big_image):
     assert_identical(dw[:, :, 0, 0], [[0, 0], [0, 7]])
 
 
-@pytest.mark.skipif(os.environ.get("FASTNN_LARGE_TESTS") != "1", reason="writes 9 GB: set FASTNN_LARGE_TESTS=1 to run it")
+@pytest.mark.skipif(
+    os.environ.get("FASTNN_LARGE_TESTS") != "1", reason="writes 9 GB: set FASTNN_LARGE_TESTS=1 to run it"
+)
 @pytest.mark.parametrize("op", ["conv2d_backward_x", "max_pool2d_backward", "avg_pool2d_backward"])
 def test_backward_beyond_2_to_the_31(op):
     shape, dy = (1, 2, WIDTH, 1), np.zeros((1, 1, 2**14 + 1, 1), np.float32)

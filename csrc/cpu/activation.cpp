@@ -79,13 +79,13 @@ void softmax_backward(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx
   });
 }
 
-#define ELEMENTWISE(name, T)                                              \
-  template void name##_forward<T>(int64_t, const T*, T*, Stream);           \
+#define ELEMENTWISE(name, T)                                      \
+  template void name##_forward<T>(int64_t, const T*, T*, Stream); \
   template void name##_backward<T>(int64_t, const T*, const T*, T*, Stream);
-#define INSTANTIATE(T)                                                    \
-  ELEMENTWISE(relu, T)                                                    \
-  ELEMENTWISE(sigmoid, T)                                                 \
-  ELEMENTWISE(tanh, T)                                                    \
+#define INSTANTIATE(T)                                                      \
+  ELEMENTWISE(relu, T)                                                      \
+  ELEMENTWISE(sigmoid, T)                                                   \
+  ELEMENTWISE(tanh, T)                                                      \
   template void softmax_forward<T>(int64_t, int64_t, const T*, T*, Stream); \
   template void softmax_backward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);
 INSTANTIATE(float)

@@ -37,14 +37,15 @@ int64_t make_runs(const Block& block, const Image& source, int64_t kw, Run* runs
   for (int64_t i = 0; i < r.taps; ++i)
     for (int64_t j = 0; j < (joined ? std::min<int64_t>(c.taps, 1) : c.taps); ++j)
       runs[count++] = {(i * r.source_step * source.w + j * c.source_step) * source.c,
-                       ((r.tap + i * r.tap_step) * kw + c.tap + j * c.tap_step) * source.c, (joined ? c.taps : 1) * source.c};
+                       ((r.tap + i * r.tap_step) * kw + c.tap + j * c.tap_step) * source.c,
+                       (joined ? c.taps : 1) * source.c};
   return count;
 }
 
 // out = relu?(bias + gather of source by b's taps): every pixel of a block is a row of the tile.
 template <class T>
-void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const Image& source, const Image& out, const T* x, const T* b,
-                 const Panels<T>& panels, T* workspace, const T* bias, bool relu, T* y) {
+void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const Image& source, const Image& out, const T* x,
+                 const T* b, const Panels<T>& panels, T* workspace, const T* bias, bool relu, T* y) {
   const int64_t blocks = int64_t(plan.rows.size() * plan.cols.size());
   const int64_t tiles = n * out.h * out.w / kRows;
   const int64_t chunk = kRows * std::clamp<int64_t>(tiles / 32, 1, kChunk);  // by the shape alone, for the bits' sake
@@ -172,7 +173,8 @@ void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bo
     const int64_t panel = panels.first_packed + item;
     pack_panel(w, panels.rows, s.k, s.k, false, panel * kCols<T>, panels.packed(workspace, panel));
   });
-  gather_conv(s.n, plan_forward(s), s.kh, s.kw, Image{s.h, s.w, s.c}, Image{s.ho, s.wo, s.k}, x, w, panels, workspace, b, relu, y);
+  gather_conv(s.n, plan_forward(s), s.kh, s.kw, Image{s.h, s.w, s.c}, Image{s.ho, s.wo, s.k}, x, w, panels, workspace, b,
+              relu, y);
 }
 
 template <class T>
@@ -189,8 +191,8 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
     pack_panel(w + tap * s.c * s.k, s.k, s.c, s.k, true, panel * kCols<T>,
                panels.packed(workspace, panel) + (taps - 1 - tap) * s.k * kCols<T>);
   });
-  gather_conv<T>(s.n, plan_backward_x(s), s.kh, s.kw, Image{s.ho, s.wo, s.k}, Image{s.h, s.w, s.c}, dy, w, panels, workspace, nullptr,
-                 false, dx);
+  gather_conv<T>(s.n, plan_backward_x(s), s.kh, s.kw, Image{s.ho, s.wo, s.k}, Image{s.h, s.w, s.c}, dy, w, panels, workspace,
+                 nullptr, false, dx);
 }
 
 template <class T>
@@ -231,12 +233,12 @@ void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* 
     });
 }
 
-#define INSTANTIATE(T)                                                                                                  \
-  template int64_t conv2d_forward_workspace<T>(const Conv2dShape&);                                                     \
-  template void conv2d_forward<T>(const Conv2dShape&, const T*, const T*, const T*, bool, T*, T*, Stream);              \
-  template int64_t conv2d_backward_x_workspace<T>(const Conv2dShape&);                                                  \
-  template void conv2d_backward_x<T>(const Conv2dShape&, const T*, const T*, T*, T*, Stream);                           \
-  template int64_t conv2d_backward_w_workspace<T>(const Conv2dShape&);                                                  \
+#define INSTANTIATE(T)                                                                                     \
+  template int64_t conv2d_forward_workspace<T>(const Conv2dShape&);                                        \
+  template void conv2d_forward<T>(const Conv2dShape&, const T*, const T*, const T*, bool, T*, T*, Stream); \
+  template int64_t conv2d_backward_x_workspace<T>(const Conv2dShape&);                                     \
+  template void conv2d_backward_x<T>(const Conv2dShape&, const T*, const T*, T*, T*, Stream);              \
+  template int64_t conv2d_backward_w_workspace<T>(const Conv2dShape&);                                     \
   template void conv2d_backward_w<T>(const Conv2dShape&, const T*, const T*, T*, T*, Stream);
 INSTANTIATE(float)
 INSTANTIATE(double)

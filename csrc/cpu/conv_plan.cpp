@@ -8,7 +8,8 @@ namespace {
 // Sorts the coordinates of one axis into classes. first_tap(out) is the first valid tap, last_tap(out) the last, in steps
 // of tap_step; source_of(out, tap) the pixel.
 template <class First, class Last, class Source>
-std::vector<AxisClass> classify(int64_t size, int64_t tap_step, int64_t source_step, First first_tap, Last last_tap, Source source_of) {
+std::vector<AxisClass> classify(int64_t size, int64_t tap_step, int64_t source_step, First first_tap, Last last_tap,
+                                Source source_of) {
   std::vector<AxisClass> classes;
   for (int64_t out = 0; out < size; ++out) {
     const int64_t first = first_tap(out), last = last_tap(out);
@@ -23,12 +24,14 @@ std::vector<AxisClass> classify(int64_t size, int64_t tap_step, int64_t source_s
   return classes;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : 0; }  // for a lowest tap: 0 where a <= 0
+int64_t ceil_div(int64_t a, int64_t b) {
+  return a > 0 ? (a + b - 1) / b : 0;
+}  // for a lowest tap: 0 where a <= 0
 
-std::vector<AxisClass> forward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad) {
+std::vector<AxisClass> forward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t dilation,
+                                    int64_t pad) {
   return classify(
-      out_size, 1, dilation,
-      [=](int64_t out) { return ceil_div(pad - out * stride, dilation); },
+      out_size, 1, dilation, [=](int64_t out) { return ceil_div(pad - out * stride, dilation); },
       [=](int64_t out) {
         const int64_t room = size - 1 + pad - out * stride;  // the last tap's offset at most
         return room < 0 ? -1 : std::min(kernel - 1, room / dilation);
@@ -36,7 +39,8 @@ std::vector<AxisClass> forward_axis(int64_t size, int64_t out_size, int64_t kern
       [=](int64_t out, int64_t tap) { return out * stride + tap * dilation - pad; });
 }
 
-std::vector<AxisClass> backward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad) {
+std::vector<AxisClass> backward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t dilation,
+                                     int64_t pad) {
   // Valid taps r solve r * dilation = out + pad (mod stride) and 0 <= (out + pad - r * dilation) / stride < out_size.
   const int64_t gcd = std::gcd(stride, dilation), tap_step = stride / gcd;
   const auto valid = [=](int64_t x, int64_t r) {

@@ -15,11 +15,11 @@
 namespace fastnn {
 
 struct AxisClass {
-  int64_t taps;       // how many are valid; they are tap, tap + tap_step, ...
+  int64_t taps;  // how many are valid; they are tap, tap + tap_step, ...
   int64_t tap, tap_step;
-  int64_t source_step;           // from one tap's source pixel to the next's; never negative
-  std::vector<int64_t> out;      // the class's coordinates, ascending
-  std::vector<int64_t> source;   // each one's source pixel under the first tap
+  int64_t source_step;          // from one tap's source pixel to the next's; never negative
+  std::vector<int64_t> out;     // the class's coordinates, ascending
+  std::vector<int64_t> source;  // each one's source pixel under the first tap
 };
 
 struct ConvPlan {

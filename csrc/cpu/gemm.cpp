@@ -43,8 +43,8 @@ int64_t gemm_workspace(const GemmShape& s) {
 }
 
 template <class T>
-void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y, T* workspace,
-          Stream) {
+void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y,
+          T* workspace, Stream) {
   if (beta == T(0)) c = nullptr;
   const Panels<T> panels = panels_of_b<T>(s);
   parallel_for(panels.count() - panels.first_packed, [&](int64_t item) {
@@ -60,11 +60,12 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
     t.step = s.m, t.runs = &run, t.run_count = 1, t.alpha = alpha, t.beta = beta, t.relu = relu;
     t.bias = bias ? bias + panel * kCols<T> : nullptr;
     panels.select(t, b, workspace, panel);
-    for_tiles(std::min(chunk, s.m - first), [&](int64_t i, int64_t m) { gemm_tile(s, a, t, first + i, m, panel * kCols<T>, c, y); });
+    for_tiles(std::min(chunk, s.m - first),
+              [&](int64_t i, int64_t m) { gemm_tile(s, a, t, first + i, m, panel * kCols<T>, c, y); });
   });
 }
 
-#define INSTANTIATE(T)                            \
+#define INSTANTIATE(T)                                  \
   template int64_t gemm_workspace<T>(const GemmShape&); \
   template void gemm<T>(const GemmShape&, const T*, const T*, const T*, const T*, T, T, bool, T*, T*, Stream);
 INSTANTIATE(float)

@@ -25,7 +25,8 @@ void sparse_cross_entropy_forward(int64_t rows, int64_t cols, const T* x, const 
 }
 
 template <class T>
-void sparse_cross_entropy_backward(int64_t rows, int64_t cols, const T* dloss, const T* y, const int32_t* labels, T* dx, Stream) {
+void sparse_cross_entropy_backward(int64_t rows, int64_t cols, const T* dloss, const T* y, const int32_t* labels, T* dx,
+                                   Stream) {
   parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t c = 0; c < cols; ++c)
@@ -80,12 +81,12 @@ void mean_squared_error_backward(int64_t rows, int64_t cols, const T* dloss, con
   });
 }
 
-#define INSTANTIATE(T)                                                                                                        \
-  template void sparse_cross_entropy_forward<T>(int64_t, int64_t, const T*, const int32_t*, T*, T*, Stream);                  \
-  template void sparse_cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const int32_t*, T*, Stream);           \
-  template void cross_entropy_forward<T>(int64_t, int64_t, const T*, const T*, T*, T*, Stream);                               \
-  template void cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);                        \
-  template void mean_squared_error_forward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);                              \
+#define INSTANTIATE(T)                                                                                              \
+  template void sparse_cross_entropy_forward<T>(int64_t, int64_t, const T*, const int32_t*, T*, T*, Stream);        \
+  template void sparse_cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const int32_t*, T*, Stream); \
+  template void cross_entropy_forward<T>(int64_t, int64_t, const T*, const T*, T*, T*, Stream);                     \
+  template void cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);              \
+  template void mean_squared_error_forward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);                    \
   template void mean_squared_error_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -52,7 +52,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     if (!wanted || !*wanted || isa.name == std::string(wanted)) chosen = &isa;
   }
   if (!chosen)
-    throw py::import_error("FASTNN_ISA=" + std::string(wanted) + " is not among the instruction sets of this build and processor: " +
+    throw py::import_error("FASTNN_ISA=" + std::string(wanted) +
+                           " is not among the instruction sets of this build and processor: " +
                            py::str(", ").attr("join")(names).cast<std::string>());
   m.attr("isa") = chosen->name;
   m.attr("isas") = names;

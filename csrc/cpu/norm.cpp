@@ -1,8 +1,8 @@
 // Sums per channel over all pixels, and batch normalisation on top of them.
 //
 // The rows (pixels) are cut into slices by their number alone; each slice sums its rows from top to bottom into a partial,
-// and the partials are added up in order. Sums run in double whatever T is: a float sum of a million pixels would lose digits.
-// Bound by memory: x once per pass (forward: mean, variance, y; backward: the two sums, dx).
+// and the partials are added up in order. Sums run in double whatever T is: a float sum of a million pixels would lose
+// digits. Bound by memory: x once per pass (forward: mean, variance, y; backward: the two sums, dx).
 #include <algorithm>
 #include <cmath>
 
@@ -12,7 +12,9 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-int64_t slice_count(int64_t rows) { return std::clamp<int64_t>(rows / 256, 1, 32); }
+int64_t slice_count(int64_t rows) {
+  return std::clamp<int64_t>(rows / 256, 1, 32);
+}
 
 // Doubles in a workspace of T: two sums a channel for each slice.
 template <class T>
@@ -20,7 +22,8 @@ double* as_doubles(T* workspace) {
   return reinterpret_cast<double*>((reinterpret_cast<uintptr_t>(workspace) + 7) & ~uintptr_t(7));
 }
 
-// sums[s * cols + c] = sum over rows of the s-th value that term(row, c, values) gives; the result lies at the workspace's start.
+// sums[s * cols + c] = sum over rows of the s-th value that term(row, c, values) gives; the result lies at the workspace's
+// start.
 template <int kSums, class Term>
 void channel_sums(int64_t rows, int64_t cols, double* sums, Term term) {
   const int64_t slices = slice_count(rows), width = kSums * cols;
@@ -39,7 +42,8 @@ void channel_sums(int64_t rows, int64_t cols, double* sums, Term term) {
 }
 
 template <class T>
-void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var, double epsilon, T* y) {
+void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
+               double epsilon, T* y) {
   parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t c = 0; c < cols; ++c)
@@ -62,8 +66,8 @@ void bias_backward(int64_t rows, int64_t cols, const T* dy, T* db, T* workspace,
 }
 
 template <class T>
-void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, double epsilon, T* y, T* mean, T* var,
-                        T* workspace, Stream) {
+void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, double epsilon, T* y, T* mean,
+                        T* var, T* workspace, Stream) {
   double* sums = as_doubles(workspace);
   channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) { v[0] = double(x[row * cols + c]); });
   for (int64_t c = 0; c < cols; ++c) mean[c] = T(sums[c] / double(rows));
@@ -79,8 +83,8 @@ void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, 
 //   dbeta = sum dy,  dgamma = s * sum dy d,  dx = gamma s (dy - dbeta / n - d s dgamma / n)
 // (Ioffe and Szegedy 2015, section 3, their chain rule collected.)
 template <class T>
-void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, const T* gamma, const T* mean, const T* var, double epsilon,
-                         T* dx, T* dgamma, T* dbeta, T* workspace, Stream) {
+void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, const T* gamma, const T* mean, const T* var,
+                         double epsilon, T* dx, T* dgamma, T* dbeta, T* workspace, Stream) {
   double* sums = as_doubles(workspace);
   channel_sums<2>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) {
     v[0] = double(dy[row * cols + c]);
@@ -107,13 +111,14 @@ void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma
   normalize(rows, cols, x, gamma, beta, mean, var, epsilon, y);
 }
 
-#define INSTANTIATE(T)                                                                                                              \
-  template int64_t channel_workspace<T>(int64_t, int64_t);                                                                          \
-  template void bias_backward<T>(int64_t, int64_t, const T*, T*, T*, Stream);                                                       \
-  template void batch_norm_forward<T>(int64_t, int64_t, const T*, const T*, const T*, double, T*, T*, T*, T*, Stream);              \
-  template void batch_norm_backward<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*, T*, T*, T*,  \
-                                       Stream);                                                                                     \
-  template void batch_norm_inference<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*, Stream);
+#define INSTANTIATE(T)                                                                                                     \
+  template int64_t channel_workspace<T>(int64_t, int64_t);                                                                 \
+  template void bias_backward<T>(int64_t, int64_t, const T*, T*, T*, Stream);                                              \
+  template void batch_norm_forward<T>(int64_t, int64_t, const T*, const T*, const T*, double, T*, T*, T*, T*, Stream);     \
+  template void batch_norm_backward<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*, T*, \
+                                       T*, T*, Stream);                                                                    \
+  template void batch_norm_inference<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*,    \
+                                        Stream);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

@@ -31,7 +31,7 @@ template <class T>
 void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions& o, Stream) {
   const T rate = T(o.learning_rate), momentum = T(o.momentum), keep = T(1 - o.learning_rate * o.weight_decay);
   for_elements(tensors, count, [=, nesterov = o.nesterov](const SgdTensor<T>& t, int64_t begin, int64_t end) {
-    T *__restrict w = t.w, *__restrict velocity = t.velocity;
+    T* __restrict w = t.w, * __restrict velocity = t.velocity;
     const T* __restrict dw = t.dw;
     if (!velocity)
       for (int64_t i = begin; i < end; ++i) w[i] = w[i] * keep - rate * dw[i];
@@ -50,7 +50,7 @@ void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o
   const T rate = T(o.learning_rate * correction), keep = T(1 - o.learning_rate * o.weight_decay);
   const T share_1 = T(1 - o.beta_1), share_2 = T(1 - o.beta_2), epsilon = T(o.epsilon);
   for_elements(tensors, count, [=](const AdamTensor<T>& t, int64_t begin, int64_t end) {
-    T *__restrict w = t.w, *__restrict m = t.m, *__restrict v = t.v;
+    T* __restrict w = t.w, * __restrict m = t.m, * __restrict v = t.v;
     const T* __restrict dw = t.dw;
     for (int64_t i = begin; i < end; ++i) {
       m[i] += (dw[i] - m[i]) * share_1;
@@ -60,8 +60,8 @@ void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o
   });
 }
 
-#define INSTANTIATE(T)                                                                  \
-  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const SgdOptions&, Stream);   \
+#define INSTANTIATE(T)                                                                \
+  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const SgdOptions&, Stream); \
   template void adam_step<T>(const AdamTensor<T>*, int64_t, const AdamOptions&, Stream);
 INSTANTIATE(float)
 INSTANTIATE(double)

@@ -49,8 +49,10 @@ class Pool {
     for (int spin = 0;; ++spin) {
       const int seen = members_.load(std::memory_order_acquire);
       if (seen == kClosed) break;
-      if (spin < kSpins) pause_cpu();
-      else members_.wait(seen, std::memory_order_acquire);
+      if (spin < kSpins)
+        pause_cpu();
+      else
+        members_.wait(seen, std::memory_order_acquire);
     }
   }
 
@@ -144,7 +146,9 @@ Pool* pool() {
 
 }  // namespace
 
-int get_num_threads() { return pool()->threads(); }
+int get_num_threads() {
+  return pool()->threads();
+}
 
 void set_num_threads(int count) {
   std::lock_guard<std::mutex> lock(resize);
@@ -154,6 +158,8 @@ void set_num_threads(int count) {
   old->stop();  // not deleted: another thread may still be on its way into run()
 }
 
-void run_items(int64_t items, void (*body)(void*, int64_t), void* context) { pool()->run(items, body, context); }
+void run_items(int64_t items, void (*body)(void*, int64_t), void* context) {
+  pool()->run(items, body, context);
+}
 
 }  // namespace fastnn

@@ -126,7 +126,7 @@ void avg_pool2d_backward(const Pool2dShape& s, const T* dy, T* dx, Stream) {
   });
 }
 
-#define INSTANTIATE(T)                                                                          \
+#define INSTANTIATE(T)                                                                            \
   template void max_pool2d_forward<T>(const Pool2dShape&, const T*, T*, int32_t*, Stream);        \
   template void max_pool2d_backward<T>(const Pool2dShape&, const T*, const int32_t*, T*, Stream); \
   template void avg_pool2d_forward<T>(const Pool2dShape&, const T*, T*, Stream);                  \

@@ -8,7 +8,9 @@
 namespace fastnn::FASTNN_TARGET {
 
 // How many rows of `cols` values, each an exponential, are worth a thread's while.
-inline int64_t softmax_grain(int64_t cols) { return std::max<int64_t>(1, 2048 / std::max<int64_t>(cols, 1)); }
+inline int64_t softmax_grain(int64_t cols) {
+  return std::max<int64_t>(1, 2048 / std::max<int64_t>(cols, 1));
+}
 
 // log softmax(x)[c] = x[c] - top - log(sum)
 template <class T>

@@ -34,8 +34,8 @@ struct TileArgs {
   int64_t run_count;
   const T* b;  // columns of one panel: kCols readable in each row
   int64_t ldb;
-  T* const* y;  // M row addresses, at the panel's first column
-  int64_t n;    // real columns, at most kCols
+  T* const* y;                  // M row addresses, at the panel's first column
+  int64_t n;                    // real columns, at most kCols
   const T* const* c = nullptr;  // as y; null: beta is not used. May be y itself
   const T* bias = nullptr;      // n values, or null
   T alpha = 1, beta = 0;
@@ -118,7 +118,9 @@ inline T* aligned(T* p) {
   return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
 }
 
-inline int64_t panel_count(int64_t n, int64_t cols) { return (n + cols - 1) / cols; }
+inline int64_t panel_count(int64_t n, int64_t cols) {
+  return (n + cols - 1) / cols;
+}
 
 // Packs columns [j, j + kCols) of b (rows x n, or its transpose: element (k, j) at b[j * ld + k]).
 template <class T>

@@ -67,6 +67,15 @@ def module(device: str) -> Any:
     return np
 
 
+def keep_freed_memory() -> None:
+    """Let the C library keep what a training step frees for the next step, instead of giving it back to the system.
+
+    Fresh pages cost as much as the arithmetic of a small network. glibc raises its threshold for giving memory back to twice
+    the largest block it has seen freed, of up to 32 MB (mallopt(3), M_MMAP_THRESHOLD): so it is shown one, never touched.
+    """
+    np.empty(2**25 - 2**16, np.uint8)
+
+
 def set_num_threads(count: int) -> None:
     """Use this many threads in CPU kernels, 1 to 1024; at first, one for each processor the process may run on.
 

@@ -18,7 +18,9 @@ class Configurable:
 
         names: dict[str, None] = {}
         for cls in reversed(type(self).__mro__):
-            for parameter in inspect.signature(vars(cls).get("__init__", object.__init__)).parameters.values():
+            for parameter in inspect.signature(
+                vars(cls).get("__init__", object.__init__)
+            ).parameters.values():
                 if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                     names[parameter.name] = None
         names.pop("self", None)

@@ -199,7 +199,8 @@ def check_labels(labels: Any, classes: int) -> Array:
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         wrong = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
         raise ValueError(f"labels must lie in 0 ... {classes - 1}, but label {wrong} is {labels[wrong]}")
-    return labels.astype(np.int32, copy=False)
+    checked: Array = labels.astype(np.int32, copy=False)
+    return checked
 
 
 def check_weights(weights: Any, n: int) -> Array | None:
@@ -211,10 +212,10 @@ def check_weights(weights: Any, n: int) -> Array | None:
         raise TypeError(f"sample_weight must be numbers, got dtype {weights.dtype}")
     if weights.shape != (n,):
         raise ValueError(f"sample_weight must have shape ({n},), got {weights.shape}")
-    weights = weights.astype(np.float64)
-    if not np.isfinite(weights).all() or (weights < 0).any():
+    checked: Array = weights.astype(np.float64)
+    if not np.isfinite(checked).all() or (checked < 0).any():
         raise ValueError("sample_weight must be finite and not negative")
-    return weights
+    return checked
 
 
 def _classes(output_shape: Shape, name: str) -> int:
@@ -232,8 +233,10 @@ def _dense_targets(y_true: Any, output_shape: Shape, name: str) -> Array:
     if y_true.shape[1:] != output_shape or not y_true.ndim:
         shape = ", ".join(("N", *map(str, output_shape)))
         raise ValueError(f"{name}: targets must have the predictions' shape ({shape}), got {y_true.shape}")
-    return y_true
+    targets: Array = y_true
+    return targets
 
 
 def _asarray(values: Any) -> Array:
-    return np.asarray(values)
+    array: Array = np.asarray(values)
+    return array

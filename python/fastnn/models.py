@@ -473,7 +473,11 @@ class Sequential:
         The same model gives the same bytes. A file at that place is replaced at once, or with
         overwrite=False refused.
         """
-        content: dict[str, Any] = {"kind": "model", "model": self.get_config(), "compile": self.get_compile_config()}
+        content: dict[str, Any] = {
+            "kind": "model",
+            "model": self.get_config(),
+            "compile": self.get_compile_config(),
+        }
         content |= {"seed": self.seed, "optimizer": None}
         arrays = self._named_weights()
         if include_optimizer and self._compiled is not None and self.optimizer.iterations:

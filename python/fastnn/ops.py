@@ -71,9 +71,9 @@ def _padding(op: str, padding: Padding) -> tuple[int, int, int, int] | None:
             raise ValueError(f'{op}: padding must be "valid", "same" or numbers of pixels, got {padding!r}')
         return None if padding == "same" else (0, 0, 0, 0)
     if isinstance(padding, (tuple, list)) and len(padding) == 2 and isinstance(padding[0], (tuple, list)):
-        (top, bottom), (left, right) = (_pair(op, "padding", side) for side in padding)  # type: ignore[arg-type]
+        (top, bottom), (left, right) = (_pair(op, "padding", side) for side in padding)
         return top, bottom, left, right
-    height, width = _pair(op, "padding", padding)  # type: ignore[arg-type]
+    height, width = _pair(op, "padding", padding)
     return height, height, width, width
 
 
@@ -85,12 +85,16 @@ def _shape(op: str, name: str, value: Sequence[int]) -> Shape:
 
 def _result(op: str, backend: Backend, out: Array | None, shape: Shape, dtype: Any) -> Array:
     if out is None:
-        return backend.xp.empty(shape, dtype)  # type: ignore[no-any-return]
+        try:
+            return backend.xp.empty(shape, dtype)  # type: ignore[no-any-return]
+        except MemoryError:  # a small input under huge padding
+            raise ValueError(f"{op}: there is no memory for a result of shape {shape}") from None
     if not isinstance(out, backend.xp.ndarray):
         raise TypeError(f"{op}: out must be an array, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"{op}: out must be {np.dtype(dtype)!r}, got {out.dtype!r}")
-    return out  # shape, layout, write access and overlap are checked by the native call
+    # Shape, layout, write access and overlap are checked by the native call.
+    return out  # type: ignore[no-any-return]
 
 
 def _is_integer(array: Array) -> bool:
@@ -104,7 +108,7 @@ def _labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
             low, high = int(labels.min()), int(labels.max())
             if low < -_INDEX_LIMIT or high >= _INDEX_LIMIT:
                 raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
-        labels = backend.xp.ascontiguousarray(labels, np.int32)
+        return backend.xp.ascontiguousarray(labels, np.int32)  # type: ignore[no-any-return]
     return labels
 
 
@@ -138,7 +142,9 @@ def gemm(
     shape = backend.native.GemmShape(a.shape, b.shape, bool(transpose_a), bool(transpose_b))
     y = _result("gemm", backend, out, shape.y, a.dtype)
     workspace = backend.xp.empty(backend.native.gemm_workspace(shape, a.itemsize), a.dtype)
-    backend.native.gemm(shape, a, b, c, bias, float(alpha), float(beta), bool(relu), y, workspace, backend.stream)
+    backend.native.gemm(
+        shape, a, b, c, bias, float(alpha), float(beta), bool(relu), y, workspace, backend.stream
+    )
     return y
 
 
@@ -233,7 +239,10 @@ def conv2d_backward_x(
     padding: Padding = "valid",
     out: Array | None = None,
 ) -> Array:
-    """Gradient of conv2d's x: dy (N, Ho, Wo, K), w (KH, KW, C, K) -> dx of x_shape (N, H, W, C). Pixels that no window reads get 0."""
+    """Gradient of conv2d's x: dy (N, Ho, Wo, K), w (KH, KW, C, K) -> dx of x_shape (N, H, W, C).
+
+    Pixels that no window reads get 0.
+    """
     op = "conv2d_backward_x"
     backend = _backend.of(dy, op, "dy")
     dy, w = _float(op, "dy", dy), _float(op, "w", w)
@@ -256,7 +265,10 @@ def conv2d_backward_w(
     padding: Padding = "valid",
     out: Array | None = None,
 ) -> Array:
-    """Gradient of conv2d's w: dy (N, Ho, Wo, K), x (N, H, W, C) -> dw of w_shape (KH, KW, C, K). That of b is bias_backward(dy)."""
+    """Gradient of conv2d's w: dy (N, Ho, Wo, K), x (N, H, W, C) -> dw of w_shape (KH, KW, C, K).
+
+    That of b is bias_backward(dy).
+    """
     op = "conv2d_backward_w"
     backend = _backend.of(dy, op, "dy")
     dy, x = _float(op, "dy", dy), _float(op, "x", x)
@@ -319,7 +331,9 @@ def max_pool2d_backward(
     backend = _backend.of(dy, op, "dy")
     dy = _float(op, "dy", dy)
     if not hasattr(argmax, "dtype") or argmax.dtype != np.int32 or not argmax.dtype.isnative:
-        raise TypeError(f"{op}: argmax must be the int32 array that max_pool2d returned, got {_describe(argmax)}")
+        raise TypeError(
+            f"{op}: argmax must be the int32 array that max_pool2d returned, got {_describe(argmax)}"
+        )
     argmax = backend.xp.ascontiguousarray(argmax)
     x_shape = _shape(op, "x_shape", x_shape)
     shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
@@ -435,7 +449,9 @@ def _target(op: str, backend: Backend, target: Array, logits: Array) -> tuple[st
             raise ValueError(f"{op}: labels must have shape {logits.shape[:1]}, got {target.shape}")
         return "sparse_cross_entropy", _labels(op, backend, target, logits.shape[1])
     if not hasattr(target, "dtype") or target.dtype not in _FLOATS:
-        raise TypeError(f"{op}: target must be integer labels (N,) or probabilities (N, classes), got {_describe(target)}")
+        raise TypeError(
+            f"{op}: target must be integer labels (N,) or probabilities (N, classes), got {_describe(target)}"
+        )
     return "cross_entropy", _float(op, "target", target)
 
 
@@ -489,9 +505,7 @@ def mean_squared_error_backward(dloss: Array, x: Array, target: Array) -> Array:
 # ---- Batch normalisation (Ioffe and Szegedy 2015)
 
 
-def batch_norm(
-    x: Array, gamma: Array, beta: Array, *, epsilon: float = 1e-3
-) -> tuple[Array, Array, Array]:
+def batch_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float = 1e-3) -> tuple[Array, Array, Array]:
     """gamma * (x - mean) / sqrt(var + epsilon) + beta over the last axis -> (y, mean, var).
 
     mean and var (C,) are the batch's, over all axes of x (..., C) but the last; var is biased (divided by the count).
@@ -532,9 +546,7 @@ def batch_norm_inference(
     x, gamma, beta = _float(op, "x", x), _float(op, "gamma", gamma), _float(op, "beta", beta)
     mean, var = _float(op, "mean", mean), _float(op, "var", var)
     y = backend.xp.empty(x.shape, x.dtype)
-    backend.native.batch_norm_inference(
-        x, gamma, beta, mean, var, _epsilon(op, epsilon), y, backend.stream
-    )
+    backend.native.batch_norm_inference(x, gamma, beta, mean, var, _epsilon(op, epsilon), y, backend.stream)
     return y  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _random
+from . import _backend, _random
 from ._checks import check_number
 from ._typing import Array
 from .callbacks import Callback, History, Logs, TerminateOnNaN
@@ -70,7 +70,7 @@ class Data(NamedTuple):
         return self._replace(weights=check_weights(weights, len(self.x)))
 
 
-def check_inputs(model: Network, samples: Any) -> Array:
+def check_inputs(model: Sequential, samples: Any) -> Array:
     """Samples (N, ...) of real numbers that fit the model, which is built for them if it has no shape yet."""
     x: Array = np.asarray(samples)
     if x.dtype.kind not in "fiub":
@@ -159,6 +159,7 @@ class Run:
 
     def go(self) -> History:
         """Train to the last epoch, or until a callback sets model.stop_training."""
+        _backend.keep_freed_memory()
         with _deferred_interrupt() as self._check_interrupt:
             try:
                 self._call("on_train_begin", {})

@@ -188,7 +188,7 @@ class Adam(Optimizer):
         )
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"Adam": Adam, "SGD": SGD}
+OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"Adam": Adam, "SGD": SGD}
 
 
 def get(optimizer: Any, custom_objects: Mapping[str, type[Optimizer]] | None = None) -> Optimizer:
