@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         _train, "train the tutorial's network on CIFAR-10, or on digits where CIFAR-10 is not there"
     )
     _add_data(sub)
-    sub.add_argument("--epochs", type=_whole(1), metavar="N", help="default: 10 for CIFAR-10, 25 for digits")
+    sub.add_argument("--epochs", type=_whole(1), metavar="N", help="default: 10 for CIFAR-10, 30 for digits")
     sub.add_argument("--batch-size", type=_whole(1), metavar="N", help="default: 32")
     sub.add_argument("--learning-rate", type=_positive, metavar="X", help="Adam's; default: 0.001")
     sub.add_argument(

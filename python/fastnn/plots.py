@@ -18,6 +18,7 @@ from ._typing import Array
 
 TRAIN, TEST = "#7a869a", "#1f6feb"  # grey for what was trained on, blue for what counts
 RIGHT, WRONG = "#3d4754", "#d1242f"
+OFTEN = 0.1  # the share of a class that is worth a second look where it is taken for another
 
 
 def learning_curves(
@@ -42,7 +43,6 @@ def learning_curves(
                 line = {"color": colour, "linewidth": 2, "marker": "o", "markersize": 3.5, "clip_on": False}
                 axes.plot(np.arange(1, epochs + 1), values, **line)
                 last.append((float(values[-1]), label, colour))
-        _end_labels(axes, epochs, last, ".1%" if "accuracy" in name else ".3f")
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_xlabel("epoch")
         axes.set_xlim(min(0.5, 1 - 0.04 * epochs), epochs)
@@ -54,6 +54,7 @@ def learning_curves(
             axes.yaxis.set_major_formatter(_percent())
         if name == "loss":
             axes.set_ylim(bottom=0)
+        _end_labels(axes, epochs, last, ".1%" if "accuracy" in name else ".3f")
     _save(figure, path)
 
 
@@ -95,9 +96,9 @@ def predictions(
         truth, guess = labels[i], predicted[i]
         image = images[i, :, :, 0] if images.shape[-1] == 1 else images[i]
         axes.imshow(image, cmap="gray", interpolation="bilinear")
-        text = f"{class_names[guess]} {probabilities[i, guess]:.0%}"
+        text = f"{class_names[guess]} ({probabilities[i, guess]:.0%})"
         if guess != truth:
-            text += f"\nis {class_names[truth]}"
+            text += f"\ntrue: {class_names[truth]}"
             height, width = image.shape[:2]
             frame = {"fill": False, "edgecolor": WRONG, "linewidth": 3, "clip_on": False}
             axes.add_patch(_rectangle((-0.5, -0.5), width, height, **frame))
@@ -127,12 +128,13 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], path: str | os.P
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for i in range(classes):
         for j in range(classes):
-            colour = "white" if share[i, j] > 0.5 else WRONG if i != j and share[i, j] >= 0.1 else "#3d4754"
+            colour = "white" if share[i, j] > 0.5 else WRONG if i != j and share[i, j] >= OFTEN else "#3d4754"
             weight = "bold" if i == j else "normal"
             if counts[i, j] or i == j:
                 axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=colour, weight=weight)
     ticks = np.arange(classes)
-    axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(ticks, class_names, **(slanted if max(map(len, class_names)) > 3 else {}))
     axes.set_yticks(ticks, class_names)
     axes.set_xticks(ticks[1:] - 0.5, minor=True)
     axes.set_yticks(ticks[1:] - 0.5, minor=True)
@@ -141,23 +143,24 @@ def confusion_matrix(counts: Array, class_names: Sequence[str], path: str | os.P
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     images = counts.sum()
-    axes.set_title(
-        f"{np.trace(counts) / images:.2%} of {images:,} test images right", loc="left", fontsize=12
-    )
+    title = f"{np.trace(counts) / images:.2%} of {images:,} test images right"
+    if ((share >= OFTEN) & ~np.eye(classes, dtype=bool)).any():
+        title += f" (red: {OFTEN:.0%} of a class or more taken for another)"
+    axes.set_title(title, loc="left", fontsize=11)
     _save(figure, path)
 
 
 def _end_labels(axes: Any, epochs: int, last: list[tuple[float, str, str]], number: str) -> None:
     """Name each curve at its last point, moved apart where two end together: no legend to look up."""
     low, high = axes.get_ylim()
-    gap = 0.09 * (high - low)
+    gap = 0.06 * (high - low)
     places = sorted(last)
     if len(places) == 2 and (short := gap - (places[1][0] - places[0][0])) > 0:
         heights = [places[0][0] - short / 2, places[1][0] + short / 2]
     else:
         heights = [value for value, _, _ in places]
     for height, (value, label, colour) in zip(heights, places, strict=True):
-        text = f"{label}\n{value:{number}}"
+        text = f"{label} {value:{number}}"
         # The offset is in points, the place in data: it stays beside the point at any size.
         axes.annotate(
             text,

@@ -37,7 +37,7 @@ from . import (
 from ._random import set_seed
 from ._typing import Array
 
-EPOCHS = {"cifar10": 10, "digits": 25}  # by default
+EPOCHS = {"cifar10": 10, "digits": 30}  # by default
 NO_CIFAR10 = (
     "CIFAR-10 is neither given nor in the cache: using scikit-learn's handwritten digits instead.\n"
     "To get CIFAR-10 (170 MB): fastnn download cifar10. To use a copy of it: fastnn train --data PATH"
