@@ -105,7 +105,7 @@ def test_a_torn_backup_is_never_taken_for_whole(data, tmp_path):
     whole = keep.path.read_bytes()
     for length in (0, 1, 8, 100, len(whole) // 2, len(whole) - 1):
         keep.path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="backup.safetensors"):
+        with pytest.raises(ValueError, match=r"backup\.safetensors"):
             seeded().fit(
                 *data,
                 epochs=2,
@@ -162,7 +162,7 @@ def test_a_damaged_model_file_is_refused_by_name(data, tmp_path, damage):
     path = tmp_path / "model.safetensors"
     seeded().save(path)
     path.write_bytes(path.read_bytes()[:-1] if damage is None else damage)
-    with pytest.raises(ValueError, match="model.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         models.load_model(path)
 
 
