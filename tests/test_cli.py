@@ -13,7 +13,6 @@ import time
 
 import numpy as np
 import pytest
-
 from fastnn import cli
 
 TRAIN = ["train", "--dataset", "digits", "--epochs", "2", "--seed", "3"]
@@ -113,9 +112,8 @@ def test_evaluate(run_folder, capsys):
 
 
 def test_predict(run_folder, tmp_path, capsys):
-    from PIL import Image
-
     from fastnn import datasets
+    from PIL import Image
 
     _, (images, labels) = datasets.digits.load_data()
     paths = []
