@@ -152,10 +152,12 @@ def train(
     folder = Path(out or f"runs/{dataset}-seed{seed or 0}")
     stored = read_json(folder / "settings.json")
     if stored is not None and not resume:
-        finished = (folder / "summary.json").exists()
+        if (folder / "summary.json").exists():
+            raise FileExistsError(
+                f"{folder} holds a finished run: choose another folder with --out, or show its result with --resume"
+            )
         raise FileExistsError(
-            f"{folder} holds {'a finished' if finished else 'an unfinished'} run: choose another folder with --out"
-            + ("" if finished else f", or go on with: {resume_command(folder)}")
+            f"{folder} holds an unfinished run: choose another folder with --out, or go on with: {resume_command(folder)}"
         )
     if stored is None and resume:
         print(f"{folder} holds nothing to resume: beginning there")
