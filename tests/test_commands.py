@@ -27,8 +27,10 @@ __all__ = ["apart", "finished", "images"]  # fixtures
         ([], ["train", "evaluate", "predict", "gradcheck", "download", "info"]),
         (
             ["train"],
-            ["--data", "--dataset", "--epochs", "--batch-size", "--learning-rate", "--augment", "--seed"]
-            + ["--device", "--threads", "--out", "--resume"],
+            [
+                *("--data", "--dataset", "--epochs", "--batch-size", "--learning-rate", "--augment"),
+                *("--seed", "--device", "--threads", "--out", "--resume"),
+            ],
         ),
         (["evaluate"], ["MODEL", "--data", "--threads"]),
         (["predict"], ["MODEL", "IMAGE", "--top"]),
