@@ -143,10 +143,10 @@ Matrix as_batch(const Call& call, const ArrayView& v) {
 }
 
 void check_labels(const Call& call, const Matrix& m, const ArrayView& labels, uintptr_t stream) {
-  const int64_t bad = find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
-  if (bad >= 0)
-    call.fail("label " + std::to_string(get<int32_t>(labels)[bad]) + " at position " + std::to_string(bad) +
-              " is not in [0, " + std::to_string(m.cols) + ")");
+  const BadLabel bad = find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
+  if (bad.position >= 0)
+    call.fail("label " + std::to_string(bad.label) + " at position " + std::to_string(bad.position) + " is not in [0, " +
+              std::to_string(m.cols) + ")");
 }
 
 Dims x_dims(const Conv2dShape& s) {

@@ -64,8 +64,13 @@ template <class T>
 void softmax_backward(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx, Stream);
 
 // ---- Losses, one per row; the mean over the batch is the caller's. y is softmax(x), kept for backward.
-// The position of the first label outside [0, cols), or -1.
-int64_t find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream);
+// The first label outside [0, cols); position -1 where all are in. On a GPU it waits for the answer, except on a stream that
+// is being captured into a graph: there labels are not looked at.
+struct BadLabel {
+  int64_t position;
+  int32_t label;
+};
+BadLabel find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream);
 template <class T>
 void sparse_cross_entropy_forward(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y, Stream);
 template <class T>

@@ -17,7 +17,7 @@ settings.register_profile(
 )
 settings.load_profile("fastnn")
 
-BACKENDS = ["cpu"]  # a further backend joins here and every op test runs on it
+BACKENDS = ["cpu", "cuda_host"]  # a further backend joins here and every op test runs on it
 THREAD_COUNTS = (1, 2, 3, 7)
 
 
@@ -84,16 +84,23 @@ def rng():
 
 
 @pytest.fixture
-def each_thread_count():
-    """Calls a function under every thread count and returns its results; the count is put back after."""
-    before = _backend.get_num_threads()
+def each_schedule(backend):
+    """Calls a function under every schedule of the backend's work and returns the results; all is put back after.
+
+    On the CPU a schedule is a number of threads; where CUDA threads are fibers, the random order they run in as well.
+    """
+    native = _backend._native(backend.name)
+    before = native.get_num_threads()
+    set_order = getattr(native, "set_order_seed", lambda seed: None)
 
     def run(f):
         results = []
-        for count in THREAD_COUNTS:
-            _backend.set_num_threads(count)
+        for seed, count in enumerate(THREAD_COUNTS, start=1):
+            native.set_num_threads(count)
+            set_order(seed)
             results.append(f())
         return results
 
     yield run
-    _backend.set_num_threads(before)
+    native.set_num_threads(before)
+    set_order(1)

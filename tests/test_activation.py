@@ -90,14 +90,14 @@ def test_extreme_inputs_saturate(backend):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_same_bits_for_every_thread_count(backend, rng, each_thread_count, name):
+def test_same_bits_for_every_schedule(backend, rng, each_schedule, name):
     x, dy = floats(rng, (977, 61)), floats(rng, (977, 61))
 
     def passes():
         y = getattr(ops, name)(x)
         return y, getattr(ops, name + "_backward")(dy, y)
 
-    first, *others = each_thread_count(passes)
+    first, *others = each_schedule(passes)
     for other in others:
         for actual, expected in zip(other, first, strict=True):
             assert_same_bits(actual, expected)

@@ -107,7 +107,7 @@ def test_within_rounding(backend, n, size, c, k, kernel, stride, dilation, paddi
 
 
 @cases
-def test_same_bits_twice_and_for_every_thread_count(backend, rng, each_thread_count, case):
+def test_same_bits_twice_and_for_every_schedule(backend, rng, each_schedule, case):
     x, w, b, options = make(case, floats, rng)
     dy = floats(rng, ops.conv2d(x, w, **options).shape)
 
@@ -118,7 +118,7 @@ def test_same_bits_twice_and_for_every_thread_count(backend, rng, each_thread_co
             ops.conv2d_backward_w(dy, x, w.shape, **options),
         )
 
-    first, *others = [*each_thread_count(passes), passes()]
+    first, *others = [*each_schedule(passes), passes()]
     for other in others:
         for actual, expected in zip(other, first, strict=True):
             assert_same_bits(actual, expected)

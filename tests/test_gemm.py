@@ -117,9 +117,9 @@ def test_rows_do_not_depend_on_the_batch(backend, rng, transpose_a):
         assert_same_bits(ops.gemm(row.T if transpose_a else row, b, transpose_a=transpose_a)[0], whole[i])
 
 
-def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
+def test_same_bits_for_every_schedule(backend, rng, each_schedule):
     a, b, bias = floats(rng, (300, 70)), floats(rng, (70, 130)), floats(rng, 130)
-    first, *others = each_thread_count(lambda: ops.gemm(a, b, bias=bias))
+    first, *others = each_schedule(lambda: ops.gemm(a, b, bias=bias))
     for other in others:
         assert_same_bits(other, first)
 

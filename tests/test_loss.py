@@ -93,7 +93,7 @@ def test_mean_squared_error(backend, rng, shape, dtype):
     assert_within(ops.mean_squared_error_backward(dloss, x, target), expected, 4 * eps * np.abs(expected))
 
 
-def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
+def test_same_bits_for_every_schedule(backend, rng, each_schedule):
     x, target, dloss = floats(rng, (1500, 11)), floats(rng, (1500, 11)), floats(rng, (1500,))
     labels = rng.integers(0, 11, 1500)
 
@@ -109,7 +109,7 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
             ops.mean_squared_error_backward(dloss, x, target),
         )
 
-    first, *others = each_thread_count(passes)
+    first, *others = each_schedule(passes)
     for other in others:
         for actual, expected in zip(other, first, strict=True):
             assert_same_bits(actual, expected)

@@ -59,7 +59,7 @@ def test_a_large_offset_does_not_swallow_the_variance(backend, rng):
     assert_within(var, x.astype(np.float64).var(0), 1e-6)
 
 
-def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
+def test_same_bits_for_every_schedule(backend, rng, each_schedule):
     x, dy = floats(rng, (5000, 19)), floats(rng, (5000, 19))
     gamma, beta = floats(rng, (19,)), floats(rng, (19,))
 
@@ -74,7 +74,7 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
             ops.bias_backward(dy),
         )
 
-    first, *others = each_thread_count(passes)
+    first, *others = each_schedule(passes)
     for other in others:
         for actual, expected in zip(other, first, strict=True):
             assert_same_bits(actual, expected)

@@ -73,7 +73,7 @@ def test_first_adam_step_by_hand(backend):
     np.testing.assert_allclose(w, [1 - 0.1, 2 + 0.1], rtol=1e-6)
 
 
-def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
+def test_same_bits_for_every_schedule(backend, rng, each_schedule):
     start = lists(rng, np.float32)
 
     def step():
@@ -82,7 +82,7 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count):
         ops.sgd_step(ws, dws, ms, learning_rate=0.1, momentum=0.9)
         return ws + ms + vs
 
-    first, *others = each_thread_count(step)
+    first, *others = each_schedule(step)
     for other in others:
         for actual, expected in zip(other, first, strict=True):
             assert_same_bits(actual, expected)

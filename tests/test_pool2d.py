@@ -189,7 +189,7 @@ def test_infinity_and_nan_gradients_stay_with_their_pixel(backend):
 
 
 @cases
-def test_same_bits_for_every_thread_count(backend, rng, each_thread_count, case):
+def test_same_bits_for_every_schedule(backend, rng, each_schedule, case):
     shape, *options = CASES[case]
     x = floats(rng, shape)
     y, argmax = ops.max_pool2d(x, *options)
@@ -203,7 +203,7 @@ def test_same_bits_for_every_thread_count(backend, rng, each_thread_count, case)
             ops.avg_pool2d_backward(dy, shape, *options),
         )
 
-    first, *others = each_thread_count(passes)
+    first, *others = each_schedule(passes)
     for other in others:
         for actual, expected in zip(other, first, strict=True):
             assert_same_bits(actual, expected)

@@ -55,8 +55,8 @@ def test_changing_the_thread_count_while_kernels_run(rng):
     fastnn.set_num_threads(before)
 
 
-def test_the_number_of_threads(each_thread_count):
-    assert each_thread_count(fastnn.get_num_threads) == [1, 2, 3, 7]
+def test_the_number_of_threads(each_schedule):
+    assert each_schedule(fastnn.get_num_threads) == [1, 2, 3, 7]
     for bad, error in [
         (0, ValueError),
         (-1, ValueError),

@@ -8,10 +8,10 @@
 
 namespace fastnn::FASTNN_TARGET {
 
-int64_t find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream) {
+BadLabel find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream) {
   for (int64_t row = 0; row < rows; ++row)
-    if (labels[row] < 0 || labels[row] >= cols) return row;
-  return -1;
+    if (labels[row] < 0 || labels[row] >= cols) return {row, labels[row]};
+  return {-1, 0};
 }
 
 template <class T>

@@ -1,0 +1,31 @@
+// fastnn._cuda, and fastnn._cuda_host: the same kernels on the host's processor, for tests.
+#include "../bindings.h"
+
+#ifdef FASTNN_CUDA_HOST
+#include "../cpu/parallel.h"
+#include "../cuda_host/cuda_host.h"
+#endif
+
+FASTNN_DECLARE_TARGET(FASTNN_TARGET)
+
+namespace fastnn {
+
+#ifdef FASTNN_CUDA_HOST
+PYBIND11_MODULE(_cuda_host, m, pybind11::mod_gil_not_used()) {
+  m.doc() = "The CUDA kernels of fastnn executed on the host's processor, each CUDA thread a fiber: a check of their logic.";
+  m.def("set_order_seed", &host::set_order_seed, "Of the random order in which the threads of a block take turns.");
+  m.def("set_num_threads", &set_num_threads);
+  m.def("get_num_threads", &get_num_threads);
+  bind_shapes(m);
+  FASTNN_TARGET::bind_ops(m);
+}
+#else
+PYBIND11_MODULE(_cuda, m, pybind11::mod_gil_not_used()) {
+  m.doc() = "CUDA kernels of fastnn; use them through fastnn.ops.";
+  m.attr("architectures") = FASTNN_ARCHITECTURES;
+  bind_shapes(m);
+  FASTNN_TARGET::bind_ops(m);
+}
+#endif
+
+}  // namespace fastnn

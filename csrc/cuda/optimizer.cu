@@ -1,0 +1,100 @@
+// Optimizer steps, in place, over all parameters of a network in one launch: the tensors' table travels as the kernel's
+// argument, kTensors at a time. A block takes chunks of kGrain elements, numbered through all tensors. Bound by memory: each
+// array read once, the parameter and its slots written once.
+#include "launch.cuh"
+
+namespace fastnn::FASTNN_TARGET {
+namespace {
+
+constexpr int kThreads = 256, kGrain = 1024;
+constexpr int kTensors = 64;  // a kernel's arguments are at most 4 KB
+
+template <class Tensor>
+struct Table {
+  Tensor tensors[kTensors];
+  int64_t first_chunk[kTensors + 1];
+  int count;
+};
+
+// ---- Kernels
+
+template <class Tensor, class F>
+__global__ void step_kernel(Table<Tensor> table, F f) {
+  for (int64_t chunk = blockIdx.x; chunk < table.first_chunk[table.count]; chunk += gridDim.x) {
+    int t = 0;
+    while (chunk >= table.first_chunk[t + 1]) ++t;
+    const Tensor& tensor = table.tensors[t];
+    const int64_t begin = (chunk - table.first_chunk[t]) * kGrain;
+    const int64_t end = begin + kGrain < tensor.size ? begin + kGrain : tensor.size;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) f(tensor, i);
+  }
+}
+
+// Keras's SGD: v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. Weight decay is decoupled:
+// w loses lr * decay * w first (Loshchilov and Hutter 2019).
+template <class T>
+struct Sgd {
+  T rate, momentum, keep;
+  bool nesterov;
+  __device__ void operator()(const SgdTensor<T>& t, int64_t i) const {
+    if (!t.velocity) {
+      t.w[i] = t.w[i] * keep - rate * t.dw[i];
+      return;
+    }
+    const T v = t.velocity[i] = momentum * t.velocity[i] - rate * t.dw[i];
+    t.w[i] = t.w[i] * keep + (nesterov ? momentum * v - rate * t.dw[i] : v);
+  }
+};
+
+// Kingma and Ba 2015, algorithm 1 in the order of the end of section 2 (epsilon outside the bias correction), as Keras.
+template <class T>
+struct Adam {
+  T rate, keep, share_1, share_2, epsilon;
+  __device__ void operator()(const AdamTensor<T>& t, int64_t i) const {
+    const T dw = t.dw[i], m = t.m[i] + (dw - t.m[i]) * share_1, v = t.v[i] + (dw * dw - t.v[i]) * share_2;
+    t.m[i] = m, t.v[i] = v;
+    t.w[i] = t.w[i] * keep - rate * m / (std::sqrt(v) + epsilon);
+  }
+};
+
+// ---- Launcher
+
+template <class Tensor, class F>
+void step(const Tensor* tensors, int64_t count, F f, Stream stream) {
+  for (int64_t first = 0; first < count; first += kTensors) {
+    Table<Tensor> table{};
+    table.count = int(std::min<int64_t>(kTensors, count - first));
+    for (int t = 0; t < table.count; ++t) {
+      table.tensors[t] = tensors[first + t];
+      table.first_chunk[t + 1] = table.first_chunk[t] + ceil_div(tensors[first + t].size, kGrain);
+    }
+    launch(step_kernel<Tensor, F>, grid_for(table.first_chunk[table.count], 1), kThreads, 0, stream, table, f);
+  }
+}
+
+}  // namespace
+
+// ---- Entry points
+
+template <class T>
+void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions& o, Stream stream) {
+  step(tensors, count, Sgd<T>{T(o.learning_rate), T(o.momentum), T(1 - o.learning_rate * o.weight_decay), o.nesterov},
+       stream);
+}
+
+template <class T>
+void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o, Stream stream) {
+  const double correction = std::sqrt(1 - std::pow(o.beta_2, double(o.step))) / (1 - std::pow(o.beta_1, double(o.step)));
+  step(tensors, count,
+       Adam<T>{T(o.learning_rate * correction), T(1 - o.learning_rate * o.weight_decay), T(1 - o.beta_1), T(1 - o.beta_2),
+               T(o.epsilon)},
+       stream);
+}
+
+#define INSTANTIATE(T)                                                                \
+  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const SgdOptions&, Stream); \
+  template void adam_step<T>(const AdamTensor<T>*, int64_t, const AdamOptions&, Stream);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace fastnn::FASTNN_TARGET

@@ -1,0 +1,124 @@
+#include "fiber.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <new>
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#ifdef FASTNN_TSAN  // this file itself is compiled without it
+#include <sanitizer/tsan_interface.h>
+#endif
+
+#ifndef FASTNN_UCONTEXT
+// void fastnn_fiber_change(void** from, void* to): the registers that a called function must keep (System V ABI) go onto
+// the stack, the stack pointer to *from, and all comes back from `to`. ucontext's swap would make two system calls.
+asm(R"(
+.text
+.globl fastnn_fiber_change
+.hidden fastnn_fiber_change
+.type fastnn_fiber_change, @function
+fastnn_fiber_change:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size fastnn_fiber_change, .-fastnn_fiber_change
+)");
+extern "C" void fastnn_fiber_change(void** from, void* to);
+#endif
+
+namespace fastnn::host {
+
+Fiber::Fiber() {
+  pthread_attr_t attributes;
+  void* stack = nullptr;
+  pthread_getattr_np(pthread_self(), &attributes);
+  pthread_attr_getstack(&attributes, &stack, &stack_bytes_);
+  pthread_attr_destroy(&attributes);
+  stack_ = stack;
+#ifdef FASTNN_TSAN
+  tsan_ = __tsan_get_current_fiber();
+#endif
+}
+
+Fiber::Fiber(size_t stack_bytes) : stack_bytes_(stack_bytes) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  map_bytes_ = stack_bytes + page;
+  map_ = mmap(nullptr, map_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (map_ == MAP_FAILED) throw std::bad_alloc();
+  mprotect(map_, page, PROT_NONE);
+  stack_ = static_cast<char*>(map_) + page;
+#ifdef FASTNN_TSAN
+  tsan_ = __tsan_create_fiber(0);
+#endif
+}
+
+Fiber::~Fiber() {
+  if (!map_) return;
+#ifdef FASTNN_TSAN
+  __tsan_destroy_fiber(tsan_);
+#endif
+  munmap(map_, map_bytes_);
+}
+
+void Fiber::prepare(void (*entry)()) {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(stack_, stack_bytes_);  // an abandoned fiber's frames
+  fake_stack_ = nullptr;
+#endif
+#ifdef FASTNN_UCONTEXT
+  getcontext(&context_);
+  context_.uc_stack.ss_sp = const_cast<void*>(stack_);
+  context_.uc_stack.ss_size = stack_bytes_;
+  context_.uc_link = nullptr;
+  makecontext(&context_, entry, 0);
+#else
+  // As if fastnn_fiber_change had been called from a function that returns to entry: six registers, then its address. At a
+  // function's first instruction the stack is 8 bytes off a multiple of 16.
+  void** top = reinterpret_cast<void**>(const_cast<char*>(static_cast<const char*>(stack_)) + stack_bytes_);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(entry);
+  for (int i = 0; i < 6; ++i) *--top = nullptr;
+  top_ = top;
+#endif
+}
+
+void Fiber::change(Fiber& from, Fiber& to) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(&from.fake_stack_, to.stack_, to.stack_bytes_);
+#endif
+#ifdef FASTNN_TSAN
+  __tsan_switch_to_fiber(to.tsan_, __tsan_switch_to_fiber_no_sync);
+#endif
+#ifdef FASTNN_UCONTEXT
+  swapcontext(&from.context_, &to.context_);
+#else
+  fastnn_fiber_change(&from.top_, to.top_);
+#endif
+  arrived(from);
+}
+
+void Fiber::arrived([[maybe_unused]] Fiber& here) {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(here.fake_stack_, nullptr, nullptr);
+#endif
+}
+
+}  // namespace fastnn::host
