@@ -75,6 +75,9 @@ Fiber::~Fiber() {
 #ifdef FASTNN_TSAN
   __tsan_destroy_fiber(tsan_);
 #endif
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(stack_, stack_bytes_);  // whoever maps this address next knows nothing of the frames
+#endif
   munmap(map_, map_bytes_);
 }
 
