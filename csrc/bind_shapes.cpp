@@ -35,14 +35,16 @@ Padding to_padding(const py::handle& padding) {
 
 void bind_shapes(py::module_& m) {
   py::class_<GemmShape>(m, "GemmShape", py::module_local())
-      .def(py::init([](const py::sequence& a, const py::sequence& b, bool transpose_a, bool transpose_b) {
-        return make_gemm_shape(to_dims(a), to_dims(b), transpose_a, transpose_b);
+      .def(py::init([](const py::sequence& a, const py::sequence& b, bool transpose_a, bool transpose_b,
+                       const std::string& precision) {
+        return make_gemm_shape(to_dims(a), to_dims(b), transpose_a, transpose_b, make_precision(precision));
       }))
       .def_property_readonly("y", [](const GemmShape& s) { return dims_tuple({s.m, s.n}); });
   py::class_<Conv2dShape>(m, "Conv2dShape", py::module_local())
       .def(py::init([](const py::sequence& x, const py::sequence& w, const py::sequence& stride,
-                       const py::sequence& dilation, const py::object& padding) {
-        return make_conv2d_shape(to_dims(x), to_dims(w), to_pair(stride), to_pair(dilation), to_padding(padding));
+                       const py::sequence& dilation, const py::object& padding, const std::string& precision) {
+        return make_conv2d_shape(to_dims(x), to_dims(w), to_pair(stride), to_pair(dilation), to_padding(padding),
+                                 make_precision(precision));
       }))
       .def_property_readonly("y", [](const Conv2dShape& s) { return dims_tuple({s.n, s.ho, s.wo, s.k}); });
   py::class_<Pool2dShape>(m, "Pool2dShape", py::module_local())

@@ -167,6 +167,13 @@ Dims y_dims(const Pool2dShape& s) {
 
 using Array = const py::handle&;
 
+// Lower precisions round float32 factors.
+void check_product(const Call& call, Precision precision) {
+  if (precision == Precision::kFloat32) return;
+  if (call.itemsize() != 4) throw py::type_error("precisions 'tf32' and 'bfloat16' are of float32 arrays, got float64");
+  check_precision(precision);
+}
+
 void bind_gemm(py::module_& m) {
   m.def("gemm_workspace", [](const GemmShape& s, int64_t itemsize) {
     return workspace_size(itemsize, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
@@ -179,6 +186,7 @@ void bind_gemm(py::module_& m) {
     const auto* vc = call.maybe_in("c", c, {s.m, s.n});
     const auto* v_bias = call.maybe_in("bias", bias, {s.n});
     const auto& vy = call.out("out", y, {s.m, s.n});
+    check_product(call, s.precision);
     const auto& space = workspace(call, scratch, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
     call.run([&](auto t) {
       using T = decltype(t);
@@ -199,6 +207,7 @@ void bind_conv2d(py::module_& m) {
           const auto& vw = call.in("w", w, w_dims(s));
           const auto* vb = call.maybe_in("b", b, {s.k});
           const auto& vy = call.out("out", y, y_dims(s));
+          check_product(call, s.precision);
           const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
           call.run([&](auto t) {
             using T = decltype(t);
@@ -213,6 +222,7 @@ void bind_conv2d(py::module_& m) {
     const auto& v_dy = call.in("dy", dy, y_dims(s));
     const auto& vw = call.in("w", w, w_dims(s));
     const auto& v_dx = call.out("out", dx, x_dims(s));
+    check_product(call, s.precision);
     const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_backward_x_workspace<decltype(t)>(s); });
     call.run([&](auto t) {
       using T = decltype(t);
@@ -227,6 +237,7 @@ void bind_conv2d(py::module_& m) {
     const auto& v_dy = call.in("dy", dy, y_dims(s));
     const auto& vx = call.in("x", x, x_dims(s));
     const auto& v_dw = call.out("out", dw, w_dims(s));
+    check_product(call, s.precision);
     const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_backward_w_workspace<decltype(t)>(s); });
     call.run([&](auto t) {
       using T = decltype(t);

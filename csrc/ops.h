@@ -12,6 +12,9 @@
 
 namespace fastnn::FASTNN_TARGET {
 
+// Throws std::invalid_argument where products cannot be computed in this precision here.
+void check_precision(Precision);
+
 // ---- GEMM: y = relu?(alpha * op(a) op(b) + beta * c + bias). c (M, N) and bias (N) may be null; beta = 0 never reads c.
 template <class T>
 int64_t gemm_workspace(const GemmShape&);

@@ -83,7 +83,14 @@ void check_padding(const char* op, const Padding& p) {
 
 }  // namespace
 
-GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b) {
+Precision make_precision(const std::string& name) {
+  if (name == "float32") return Precision::kFloat32;
+  if (name == "tf32") return Precision::kTf32;
+  if (name == "bfloat16") return Precision::kBfloat16;
+  throw std::invalid_argument("precision must be 'float32', 'tf32' or 'bfloat16', got '" + name + "'");
+}
+
+GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b, Precision precision) {
   check_rank("gemm", "a", a, 2, "(rows, columns)");
   check_rank("gemm", "b", b, 2, "(rows, columns)");
   const int64_t m = a[transpose_a], ka = a[!transpose_a], kb = b[transpose_b], n = b[!transpose_b];
@@ -91,10 +98,11 @@ GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool t
     fail("gemm", "inner dimensions differ: a " + text(a) + (transpose_a ? " transposed" : "") + " has " + text(ka) +
                      " columns, b " + text(b) + (transpose_b ? " transposed" : "") + " has " + text(kb) + " rows");
   check_size("gemm", "y", {m, n});
-  return {m, n, ka, transpose_a, transpose_b};
+  return {m, n, ka, transpose_a, transpose_b, precision};
 }
 
-Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair dilation, Padding padding) {
+Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair dilation, Padding padding,
+                              Precision precision) {
   const char* op = "conv2d";
   check_images(op, x);
   check_rank(op, "w", w, 4, "(KH, KW, C, K)");
@@ -110,8 +118,8 @@ Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair di
   const Axis v = resolve_axis(op, "width", x[2], (w[1] - 1) * dilation[1] + 1, stride[1], padding.same, padding.left,
                               padding.right, w[1]);
   check_size(op, "y", {x[0], h.out, v.out, w[3]});
-  return {x[0],  x[1],      x[2],      x[3],        w[0],        w[1],     w[3],    h.out,
-          v.out, stride[0], stride[1], dilation[0], dilation[1], h.before, v.before};
+  return {x[0],  x[1],      x[2],      x[3],        w[0],        w[1],     w[3],     h.out,
+          v.out, stride[0], stride[1], dilation[0], dilation[1], h.before, v.before, precision};
 }
 
 Pool2dShape make_pool2d_shape(const Dims& x, Pair window, Pair stride, Padding padding) {

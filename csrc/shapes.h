@@ -22,10 +22,17 @@ struct Padding {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
 };
 
+// How the products of GEMM and convolution are computed. The lower ones round the factors, float32 in memory, to 10 and 7
+// bits of mantissa, and add in float32; only a GPU has them.
+enum class Precision { kFloat32, kTf32, kBfloat16 };  // kFloat32: in the arrays' own type
+
+Precision make_precision(const std::string& name);  // "float32", "tf32" or "bfloat16"
+
 // y (M, N) = op(a) (M, K) * op(b) (K, N), op being the transpose where asked for. Row-major.
 struct GemmShape {
   int64_t m, n, k;
   bool transpose_a, transpose_b;
+  Precision precision;
 };
 
 struct Conv2dShape {
@@ -35,6 +42,7 @@ struct Conv2dShape {
   int64_t sh, sw;             // stride, pixels
   int64_t dh, dw;             // dilation, pixels
   int64_t pad_top, pad_left;  // implicit padding, pixels; takes no part in any sum
+  Precision precision;
 };
 
 struct Pool2dShape {
@@ -45,8 +53,9 @@ struct Pool2dShape {
   int64_t pad_top, pad_left;  // implicit padding, pixels; never wins a maximum, does not count in a mean
 };
 
-GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b);
-Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair dilation, Padding padding);
+GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b, Precision precision);
+Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair dilation, Padding padding,
+                              Precision precision);
 Pool2dShape make_pool2d_shape(const Dims& x, Pair window, Pair stride, Padding padding);
 
 }  // namespace fastnn

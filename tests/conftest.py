@@ -22,11 +22,14 @@ THREAD_COUNTS = (1, 2, 3, 7)
 
 
 class PoisonedNumpy(types.SimpleNamespace):
-    """numpy as ops.py uses it, but `empty` gives memory full of NaN (or 0x7f bytes), misaligned, between two canaries."""
+    """numpy as ops.py uses it, but `empty` gives memory full of NaN (or 0x7f bytes) between two canaries.
+
+    By turns it begins at a multiple of 16 bytes, where kernels may use vectors, and one element behind.
+    """
 
     ndarray = np.ndarray
     ascontiguousarray = staticmethod(np.ascontiguousarray)
-    GUARD = 24  # elements; with the one element of misalignment not a multiple of any vector
+    GUARD = 24  # elements: whole vectors of 16 bytes
 
     def __init__(self):
         super().__init__(guarded=[])
@@ -34,20 +37,18 @@ class PoisonedNumpy(types.SimpleNamespace):
     def empty(self, shape, dtype):
         dtype = np.dtype(dtype)
         size = int(np.prod(shape))
-        memory = np.empty(size + 2 * self.GUARD + 1, dtype)
+        start = self.GUARD + len(self.guarded) % 2
+        memory = np.empty(start + size + self.GUARD, dtype)
         memory.view(np.uint8).fill(0x7F)
-        body = memory[self.GUARD + 1 : self.GUARD + 1 + size]
+        body = memory[start : start + size]
         if dtype.kind == "f":
             body.fill(np.nan)
-        self.guarded.append((memory, size))
+        self.guarded.append((memory, start, size))
         return body.reshape(shape)
 
     def check(self):
-        for memory, size in self.guarded:
-            for name, guard in (
-                ("before", memory[: self.GUARD + 1]),
-                ("behind", memory[self.GUARD + 1 + size :]),
-            ):
+        for memory, start, size in self.guarded:
+            for name, guard in (("before", memory[:start]), ("behind", memory[start + size :])):
                 assert (guard.view(np.uint8) == 0x7F).all(), (
                     f"a kernel wrote {name} an array of {size} elements"
                 )
@@ -59,6 +60,7 @@ class Device:
 
     def __init__(self, name):
         self.name = name
+        self.precisions = ["float32"] if name == "cpu" else ["float32", "tf32", "bfloat16"]
 
     def array(self, x):
         return x

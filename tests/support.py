@@ -55,3 +55,11 @@ def rounding(terms, dtype, magnitude):
     """Bound on a sum's rounding error (Higham 2002, section 3.1): `terms` additions, whose absolute values sum to magnitude."""
     eps = float(np.finfo(dtype).eps)
     return (terms + 4) * eps * np.asarray(magnitude, np.float64) + np.finfo(dtype).tiny
+
+
+def mma_rounding(terms, precision, magnitude):
+    """The same for products in a lower precision: exact products of rounded factors, summed in float32.
+
+    A tensor core may cut off where an addition rounds, which is twice the error.
+    """
+    return (1 if precision == "float32" else 2) * rounding(terms, np.float32, magnitude)

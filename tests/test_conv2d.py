@@ -5,7 +5,16 @@ import pytest
 from fastnn import ops, reference
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers, rounding
+from support import (
+    DTYPES,
+    assert_identical,
+    assert_same_bits,
+    assert_within,
+    floats,
+    integers,
+    mma_rounding,
+    rounding,
+)
 
 # x (N, H, W, C), w (KH, KW, K), then the options that are not the default
 CASES = {
@@ -29,6 +38,9 @@ CASES = {
     "wide": ((1, 2, 97, 2), (1, 9, 3), {}),
     "empty-batch": ((0, 5, 5, 3), (3, 3, 4), {"padding": "same"}),
     "many-channels": ((1, 4, 4, 130), (3, 3, 70), {"padding": 1}),
+    "many-pixels": ((5, 60, 60, 4), (3, 3, 64), {"padding": 1}),
+    "stride-2-in-vectors": ((2, 9, 10, 8), (3, 3, 16), {"padding": 1, "stride": 2}),
+    "stride-3-in-vectors": ((2, 10, 9, 4), (4, 2, 8), {"padding": 1, "stride": 3, "dilation": (1, 2)}),
 }
 cases = pytest.mark.parametrize("case", CASES)
 
@@ -62,6 +74,39 @@ def test_exact_on_integers(backend, rng, case, dtype):
         ops.conv2d_backward_w(dy, x, w.shape, **options),
         reference.conv2d_backward_w(dy, x, w.shape, **options),
     )
+
+
+@cases
+def test_precisions(backend, rng, case):
+    """Integers are exact in every precision; floats come within rounding of the reference that rounds the factors."""
+    x, w, b, options = make(case, integers, rng)
+    fx, fw, fb, _ = make(case, floats, rng)
+    for precision in backend.precisions:
+        assert_identical(
+            ops.conv2d(x, w, b, precision=precision, **options), reference.conv2d(x, w, b, **options)
+        )
+        y = ops.conv2d(fx, fw, fb, precision=precision, **options)
+        f_dy = floats(rng, y.shape)
+        dy = integers(rng, y.shape)
+        backward = [
+            (ops.conv2d_backward_x, reference.conv2d_backward_x, (dy, w), (f_dy, fw), x.shape),
+            (ops.conv2d_backward_w, reference.conv2d_backward_w, (dy, x), (f_dy, fx), w.shape),
+        ]
+        options_here = {"precision": precision, **options}
+        magnitude = reference.conv2d(abs(fx), abs(fw), abs(fb), **options_here)
+        terms = w[..., 0].size + 1
+        assert_within(
+            y, reference.conv2d(fx, fw, fb, **options_here), mma_rounding(terms, precision, magnitude)
+        )
+        for op, truth, exact, rough, shape in backward:
+            assert_identical(op(*exact, shape, **options_here), truth(*exact, shape, **options))
+            magnitude = truth(*map(abs, rough), shape, **options_here)
+            terms = w[:, :, 0].size if op is ops.conv2d_backward_x else dy[..., 0].size
+            assert_within(
+                op(*rough, shape, **options_here),
+                truth(*rough, shape, **options_here),
+                mma_rounding(terms, precision, magnitude),
+            )
 
 
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
@@ -157,15 +202,15 @@ def test_padding_takes_no_part(backend, bad):
     """A bad weight that only ever lies over padding leaves no trace, forward or backward."""
     x, w = np.ones((1, 1, 1, 1), np.float32), np.full((3, 3, 1, 17), bad, np.float32)
     w[1, 1] = 2
-    assert_identical(ops.conv2d(x, w, padding="same"), np.full((1, 1, 1, 17), 2))
-    assert_identical(
-        ops.conv2d_backward_x(np.ones((1, 1, 1, 17), np.float32), w, x.shape, padding="same"),
-        np.full((1, 1, 1, 1), 34),
-    )
-    dw = ops.conv2d_backward_w(np.full((1, 1, 1, 17), bad, np.float32), x, w.shape, padding="same")
-    assert_identical(dw[1, 1], np.full((1, 17), bad))
-    dw[1, 1] = 0
-    assert_identical(dw, np.zeros((3, 3, 1, 17)))
+    ones = np.ones((1, 1, 1, 17), np.float32)
+    for precision in backend.precisions:
+        options = {"padding": "same", "precision": precision}
+        assert_identical(ops.conv2d(x, w, **options), 2 * ones)
+        assert_identical(ops.conv2d_backward_x(ones, w, x.shape, **options), np.full((1, 1, 1, 1), 34))
+        dw = ops.conv2d_backward_w(bad * ones, x, w.shape, **options)
+        assert_identical(dw[1, 1], np.full((1, 17), bad))
+        dw[1, 1] = 0
+        assert_identical(dw, np.zeros((3, 3, 1, 17)))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 33])

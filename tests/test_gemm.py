@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from fastnn import ops, reference
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers, rounding
+from support import (
+    DTYPES,
+    assert_identical,
+    assert_same_bits,
+    assert_within,
+    floats,
+    integers,
+    mma_rounding,
+    rounding,
+)
 
 # 0, 1, around the register tile's 6 or 12 rows and 8 to 32 columns, primes, and beyond one item of rows
 SIZES = [
@@ -22,6 +33,9 @@ SIZES = [
     (97, 65, 31),
     (131, 40, 70),
 ]
+
+# What a GPU cuts into several blocks or slices of k: few columns, small results of long sums, and more than 128 large tiles
+BLOCKED = [(300, 10, 40), (130, 31, 1030), (129, 65, 260), (10, 10, 4099), (5, 33, 300), (1409, 1301, 17)]
 
 
 def operands(make, rng, m, n, k, dtype, transpose_a=False, transpose_b=False):
@@ -55,6 +69,77 @@ def test_gemm_is_exact_on_integers(backend, rng, m, n, k, transpose_a, transpose
         ops.gemm_backward(dy, a, b, **options), reference.gemm_backward(dy, a, b, **options), strict=True
     ):
         assert_identical(actual, expected)
+
+
+@pytest.mark.parametrize("transposes", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("m", "n", "k"), BLOCKED)
+def test_gemm_in_blocks(backend, rng, m, n, k, transposes):
+    """Small integers are exact in every precision."""
+    transpose_a, transpose_b = transposes
+    a, b = operands(integers, rng, m, n, k, np.float32, transpose_a, transpose_b)
+    c, bias = integers(rng, (m, n)), integers(rng, n)
+    options = {
+        "transpose_a": transpose_a,
+        "transpose_b": transpose_b,
+        "alpha": 2.0,
+        "beta": -1.0,
+        "bias": bias,
+        "relu": True,
+    }
+    for precision in backend.precisions:
+        assert_identical(
+            ops.gemm(a, b, c, precision=precision, **options), reference.gemm(a, b, c, **options)
+        )
+
+
+@given(
+    m=st.integers(0, 140),
+    n=st.integers(0, 70),
+    k=st.integers(0, 300),
+    transpose_a=st.booleans(),
+    transpose_b=st.booleans(),
+    precision=st.sampled_from(["float32", "tf32", "bfloat16"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_gemm_precisions_within_rounding(backend, m, n, k, transpose_a, transpose_b, precision, seed):
+    """Against the reference that rounds the factors and nothing else."""
+    assume(precision in backend.precisions)
+    rng = np.random.default_rng(seed)
+    a, b = operands(floats, rng, m, n, k, np.float32, transpose_a, transpose_b)
+    options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "precision": precision}
+    expected, magnitude = reference.gemm(a, b, **options), reference.gemm(abs(a), abs(b), **options)
+    assert_within(ops.gemm(a, b, **options), expected, mma_rounding(k, precision, magnitude))
+    dy = floats(rng, (m, n))
+    for actual, expected, magnitude in zip(
+        ops.gemm_backward(dy, a, b, **options),
+        reference.gemm_backward(dy, a, b, **options),
+        reference.gemm_backward(abs(dy), abs(a), abs(b), **options),
+        strict=True,
+    ):
+        assert_within(actual, expected, mma_rounding(max(m, n), precision, magnitude))
+
+
+def test_precisions_differ(backend, rng):
+    """No precision is another one in disguise: each is off by about its own epsilon."""
+    a, b = floats(rng, (64, 64)), floats(rng, (64, 64))
+    exact = reference.gemm(a, b)
+    errors = [np.abs(ops.gemm(a, b, precision=precision) - exact).max() for precision in backend.precisions]
+    assert errors[0] < 1e-4
+    if len(errors) > 1:
+        assert 1e-3 < errors[1] < 2e-2 < errors[2] < 2e-1
+
+
+def test_precisions_that_cannot_be_had(backend, rng):
+    a = floats(rng, (4, 4))
+    for precision in ("float16", ""):
+        with pytest.raises(ValueError, match="'float32', 'tf32' or 'bfloat16', got"):
+            ops.gemm(a, a, precision=precision)
+    for precision in ("tf32", "bfloat16"):
+        with pytest.raises(TypeError, match="of float32 arrays, got float64"):
+            ops.gemm(a.astype(np.float64), a.astype(np.float64), precision=precision)
+        if precision not in backend.precisions:
+            with pytest.raises(ValueError, match=r"the CPU computes .* need arrays on a GPU"):
+                ops.gemm(a, a, precision=precision)
 
 
 @given(
@@ -118,10 +203,12 @@ def test_rows_do_not_depend_on_the_batch(backend, rng, transpose_a):
 
 
 def test_same_bits_for_every_schedule(backend, rng, each_schedule):
-    a, b, bias = floats(rng, (300, 70)), floats(rng, (70, 130)), floats(rng, 130)
-    first, *others = each_schedule(lambda: ops.gemm(a, b, bias=bias))
-    for other in others:
-        assert_same_bits(other, first)
+    for m, n, k in [(300, 130, 70), (20, 30, 1000)]:
+        a, b, bias = floats(rng, (m, k)), floats(rng, (k, n)), floats(rng, n)
+        for precision in backend.precisions:
+            first, *others = each_schedule(partial(ops.gemm, a, b, bias=bias, precision=precision))
+            for other in others:
+                assert_same_bits(other, first)
 
 
 @pytest.mark.parametrize(

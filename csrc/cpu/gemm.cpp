@@ -3,6 +3,8 @@
 // An item is up to kChunk row tiles by one panel of kCols columns of y, computed over all of K at once. Its panel of b
 // (K x kCols) is read once per tile and stays in L2; the rows of a come from L1. Work: 2 M N K flops, bound by arithmetic
 // for M and N over some 50, by reading b below.
+#include <stdexcept>
+
 #include "../ops.h"
 #include "parallel.h"
 #include "tile.h"
@@ -36,6 +38,13 @@ void gemm_tile(const GemmShape& s, const T* a, TileArgs<T>& t, int64_t i, int64_
 }
 
 }  // namespace
+
+void check_precision(Precision precision) {
+  if (precision != Precision::kFloat32)
+    throw std::invalid_argument(
+        "the CPU computes in the arrays' own type only, which is precision 'float32'; 'tf32' and "
+        "'bfloat16' need arrays on a GPU");
+}
 
 template <class T>
 int64_t gemm_workspace(const GemmShape& s) {

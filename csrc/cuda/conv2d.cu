@@ -1,86 +1,135 @@
-// Convolution: the simplest kernels, one thread per element of the result.
-#include "launch.cuh"
+// Convolution as implicit GEMM over NHWC and HWIO: the tile kernels of matmul.cuh gather a convolution's patches straight
+// from the image.
+//
+//                    rows            k               columns   a                          b
+//   forward          output pixels   (tap, c)        K         patches of x               w
+//   input gradient   input pixels    (tap, o)        C         patches of dy              w, transposed
+//   weight gradient  (tap, c)        output pixels   K         patches of x, transposed   dy
+//
+// With a stride, input pixels that are a stride apart share their taps and make a job of their own; pixels that no tap
+// reaches are filled with zeros first. Work: 2 N Ho Wo K KH KW C flops each.
+#include <numeric>
+#include <vector>
+
+#include "matmul.cuh"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-template <class T>
-__global__ void forward_kernel(Conv2dShape s, const T* x, const T* w, const T* b, bool relu, T* y) {
-  for (int64_t at = first_item(); at < s.n * s.ho * s.wo * s.k; at += item_step()) {
-    const int64_t o = at % s.k, j = at / s.k % s.wo, i = at / s.k / s.wo % s.ho, n = at / s.k / s.wo / s.ho;
-    T sum = 0;
-    for (int64_t r = 0; r < s.kh; ++r)
-      for (int64_t q = 0; q < s.kw; ++q) {
-        const int64_t h = i * s.sh + r * s.dh - s.pad_top, v = j * s.sw + q * s.dw - s.pad_left;
-        if (h < 0 || h >= s.h || v < 0 || v >= s.w) continue;
-        for (int64_t c = 0; c < s.c; ++c)
-          sum += x[((n * s.h + h) * s.w + v) * s.c + c] * w[((r * s.kw + q) * s.c + c) * s.k + o];
-      }
-    if (b) sum += b[o];
-    y[at] = relu && sum <= T(0) ? T(0) : sum;
+constexpr int kThreads = 256;
+
+// Input coordinates first, first + stride, ... of one axis, `count` of them, and what reaches them: the taps tap, tap +
+// tap_step, ..., `taps` of them, where the t-th reads output i + base - t * step for the i-th coordinate.
+struct Phase {
+  int64_t first, count, tap, tap_step, taps, base, step;
+};
+
+struct Phases {
+  std::vector<Phase> list;
+  int64_t rest;  // coordinates of the axis that no tap reaches by its place alone
+};
+
+// x + pad = out * stride + tap * dilation, so taps that are stride / gcd apart reach the same coordinates.
+Phases phases(int64_t size, int64_t kernel, int64_t stride, int64_t dilation, int64_t pad) {
+  const int64_t gcd = std::gcd(stride, dilation), tap_step = stride / gcd;
+  Phases all{{}, size};
+  for (int64_t tap = 0; tap < std::min(tap_step, kernel); ++tap) {
+    const int64_t first = ((tap * dilation - pad) % stride + stride) % stride;
+    if (first >= size) continue;
+    const int64_t offset = first + pad - tap * dilation;  // a multiple of stride
+    all.list.push_back({first, ceil_div(size - first, stride), tap, tap_step, (kernel - 1 - tap) / tap_step + 1,
+                        offset / stride, dilation / gcd});
+    all.rest -= all.list.back().count;
   }
+  return all;
 }
 
 template <class T>
-__global__ void backward_x_kernel(Conv2dShape s, const T* dy, const T* w, T* dx) {
-  for (int64_t at = first_item(); at < s.n * s.h * s.w * s.c; at += item_step()) {
-    const int64_t c = at % s.c, v = at / s.c % s.w, h = at / s.c / s.w % s.h, n = at / s.c / s.w / s.h;
-    T sum = 0;
-    for (int64_t r = 0; r < s.kh; ++r)
-      for (int64_t q = 0; q < s.kw; ++q) {
-        const int64_t i = h + s.pad_top - r * s.dh, j = v + s.pad_left - q * s.dw;
-        if (i < 0 || i % s.sh || i / s.sh >= s.ho || j < 0 || j % s.sw || j / s.sw >= s.wo) continue;
-        for (int64_t o = 0; o < s.k; ++o)
-          sum += dy[((n * s.ho + i / s.sh) * s.wo + j / s.sw) * s.k + o] * w[((r * s.kw + q) * s.c + c) * s.k + o];
-      }
-    dx[at] = sum;
-  }
+__global__ void fill_kernel(int64_t size, T* y) {
+  for (int64_t i = first_item(); i < size; i += item_step()) y[i] = T(0);
 }
 
+template <class T, template <class> class Rows>
+Rows<T> patches_of_x(const Conv2dShape& s, const T* x) {
+  return {Patches<T>(x, s.n, s.h, s.w, s.c, s.ho, s.wo, s.kh, s.kw, s.sh, s.sw, s.dh, s.dw, s.pad_top, s.pad_left)};
+}
+
+// The input gradient's jobs have all its rows between them, and sums as long as the longest.
 template <class T>
-__global__ void backward_w_kernel(Conv2dShape s, const T* dy, const T* x, T* dw) {
-  for (int64_t at = first_item(); at < s.kh * s.kw * s.c * s.k; at += item_step()) {
-    const int64_t o = at % s.k, c = at / s.k % s.c, q = at / s.k / s.c % s.kw, r = at / s.k / s.c / s.kw;
-    T sum = 0;
-    for (int64_t n = 0; n < s.n; ++n)
-      for (int64_t i = 0; i < s.ho; ++i)
-        for (int64_t j = 0; j < s.wo; ++j) {
-          const int64_t h = i * s.sh + r * s.dh - s.pad_top, v = j * s.sw + q * s.dw - s.pad_left;
-          if (h < 0 || h >= s.h || v < 0 || v >= s.w) continue;
-          sum += x[((n * s.h + h) * s.w + v) * s.c + c] * dy[((n * s.ho + i) * s.wo + j) * s.k + o];
-        }
-    dw[at] = sum;
-  }
+Cut backward_x_cut(const Conv2dShape& s) {
+  const int64_t rows = s.n * s.h * s.w, step_h = s.sh / std::gcd(s.sh, s.dh), step_w = s.sw / std::gcd(s.sw, s.dw);
+  return cut<T>(rows, s.c, ceil_div(s.kh, step_h) * ceil_div(s.kw, step_w) * s.k, s.precision);
 }
 
 }  // namespace
 
 template <class T>
-int64_t conv2d_forward_workspace(const Conv2dShape&) {
-  return 0;
-}
-template <class T>
-int64_t conv2d_backward_x_workspace(const Conv2dShape&) {
-  return 0;
-}
-template <class T>
-int64_t conv2d_backward_w_workspace(const Conv2dShape&) {
-  return 0;
+int64_t conv2d_forward_workspace(const Conv2dShape& s) {
+  return matmul_workspace<T>(s.n * s.ho * s.wo, s.k, s.kh * s.kw * s.c, s.precision);
 }
 
 template <class T>
-void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T*, Stream stream) {
-  launch(forward_kernel<T>, grid_for(s.n * s.ho * s.wo * s.k, 256), 256, 0, stream, s, x, w, b, relu, y);
+void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream stream) {
+  Jobs<Job<T, PatchRows<T>, Dense<T, false>>, 1> jobs{};
+  auto& job = jobs.job[0];
+  job.m = s.n * s.ho * s.wo, job.n = s.k, job.k = s.kh * s.kw * s.c;
+  job.a = patches_of_x<T, PatchRows>(s, x);
+  job.b = {w, s.k, job.k, s.k};
+  job.result = plain_result(y, s.k);
+  job.result.bias = b, job.result.relu = relu;
+  matmul(jobs, 1, cut<T>(job.m, job.n, job.k, s.precision), s.precision, workspace, stream);
 }
 
 template <class T>
-void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T*, Stream stream) {
-  launch(backward_x_kernel<T>, grid_for(s.n * s.h * s.w * s.c, 256), 256, 0, stream, s, dy, w, dx);
+int64_t conv2d_backward_x_workspace(const Conv2dShape& s) {
+  const int64_t slices = backward_x_cut<T>(s).slices;
+  return slices > 1 ? slices * s.n * s.h * s.w * s.c : 0;
 }
 
 template <class T>
-void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T*, Stream stream) {
-  launch(backward_w_kernel<T>, grid_for(s.kh * s.kw * s.c * s.k, 256), 256, 0, stream, s, dy, x, dw);
+void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* workspace, Stream stream) {
+  constexpr int kJobs = 4;  // of a launch: all there are for stride 2
+  const Phases rows = phases(s.h, s.kh, s.sh, s.dh, s.pad_top), columns = phases(s.w, s.kw, s.sw, s.dw, s.pad_left);
+  const int64_t size = s.n * s.h * s.w * s.c;
+  if (rows.rest > 0 || columns.rest > 0) launch(fill_kernel<T>, grid_for(size, kThreads), kThreads, 0, stream, size, dx);
+
+  const Cut c = backward_x_cut<T>(s);
+  Jobs<Job<T, PatchRows<T>, FilterTransposed<T>>, kJobs> jobs{};
+  int count = 0;
+  for (const Phase& r : rows.list)
+    for (const Phase& q : columns.list) {
+      auto& job = jobs.job[count++];
+      job.m = s.n * r.count * q.count, job.n = s.c, job.k = r.taps * q.taps * s.k;
+      job.a = {
+          Patches<T>(dy, s.n, s.ho, s.wo, s.k, r.count, q.count, r.taps, q.taps, 1, 1, -r.step, -q.step, -r.base, -q.base)};
+      job.b = {w, s.c, job.k, FastDiv(s.k), FastDiv(q.taps), r.tap, r.tap_step, q.tap, q.tap_step, s.kw};
+      job.result = plain_result(dx, s.c);
+      job.result.scattered = s.sh > 1 || s.sw > 1;
+      job.result.width = FastDiv(q.count), job.result.height = FastDiv(r.count);
+      job.result.image_height = s.h, job.result.image_width = s.w;
+      job.result.first_h = r.first, job.result.stride_h = s.sh, job.result.first_w = q.first, job.result.stride_w = s.sw;
+      if (count == kJobs) {
+        matmul(jobs, count, c, s.precision, workspace, stream);
+        count = 0;
+      }
+    }
+  if (count > 0) matmul(jobs, count, c, s.precision, workspace, stream);
+}
+
+template <class T>
+int64_t conv2d_backward_w_workspace(const Conv2dShape& s) {
+  return matmul_workspace<T>(s.kh * s.kw * s.c, s.k, s.n * s.ho * s.wo, s.precision);
+}
+
+template <class T>
+void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace, Stream stream) {
+  Jobs<Job<T, PatchColumns<T>, Dense<T, false>>, 1> jobs{};
+  auto& job = jobs.job[0];
+  job.m = s.kh * s.kw * s.c, job.n = s.k, job.k = s.n * s.ho * s.wo;
+  job.a = patches_of_x<T, PatchColumns>(s, x);
+  job.b = {dy, s.k, job.k, s.k};
+  job.result = plain_result(dw, s.k);
+  matmul(jobs, 1, cut<T>(job.m, job.n, job.k, s.precision), s.precision, workspace, stream);
 }
 
 #define INSTANTIATE(T)                                                                                     \

@@ -1,36 +1,53 @@
-// GEMM: the simplest kernel, one thread per element of y.
-#include "launch.cuh"
+// GEMM: y (M, N) = relu?(alpha * op(a) op(b) + beta * c + bias), by the tile kernels of matmul.cuh over two matrices as they
+// lie, transposed or not.
+#include "matmul.cuh"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-template <class T>
-__global__ void gemm_kernel(GemmShape s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu,
-                            T* y) {
-  for (int64_t i = first_item(); i < s.m * s.n; i += item_step()) {
-    const int64_t row = i / s.n, column = i % s.n;
-    T sum = 0;
-    for (int64_t k = 0; k < s.k; ++k)
-      sum += a[s.transpose_a ? k * s.m + row : row * s.k + k] * b[s.transpose_b ? column * s.k + k : k * s.n + column];
-    sum *= alpha;
-    if (c) sum += beta * c[i];
-    if (bias) sum += bias[column];
-    y[i] = relu && sum <= T(0) ? T(0) : sum;
-  }
+template <class T, bool kTransposeA, bool kTransposeB>
+void run(const GemmShape& s, const T* a, const T* b, const Result<T>& result, T* workspace, Stream stream) {
+  using A = Dense<T, !kTransposeA>;
+  using B = Dense<T, kTransposeB>;
+  Jobs<Job<T, A, B>, 1> jobs{};
+  jobs.job[0].a = A{a, s.m, s.k, kTransposeA ? s.m : s.k};
+  jobs.job[0].b = B{b, s.n, s.k, kTransposeB ? s.k : s.n};
+  jobs.job[0].result = result;
+  jobs.job[0].m = s.m, jobs.job[0].n = s.n, jobs.job[0].k = s.k;
+  matmul(jobs, 1, cut<T>(s.m, s.n, s.k, s.precision), s.precision, workspace, stream);
 }
 
 }  // namespace
 
-template <class T>
-int64_t gemm_workspace(const GemmShape&) {
-  return 0;
+void check_precision([[maybe_unused]] Precision precision) {
+#ifdef __CUDACC__
+  int device = 0, major = 0;
+  if (precision == Precision::kFloat32) return;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+  if (major < 8)
+    throw std::invalid_argument(
+        "precisions 'tf32' and 'bfloat16' need a GPU of compute capability 8.0 or newer, this one has " +
+        std::to_string(major) + ".x");
+#endif
 }
 
 template <class T>
-void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y, T*,
-          Stream stream) {
-  launch(gemm_kernel<T>, grid_for(s.m * s.n, 256), 256, 0, stream, s, a, b, beta == T(0) ? nullptr : c, bias, alpha, beta,
-         relu, y);
+int64_t gemm_workspace(const GemmShape& s) {
+  return matmul_workspace<T>(s.m, s.n, s.k, s.precision);
+}
+
+template <class T>
+void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y,
+          T* workspace, Stream stream) {
+  Result<T> result = plain_result(y, s.n);
+  result.c = beta == T(0) ? nullptr : c, result.bias = bias, result.alpha = alpha, result.beta = beta, result.relu = relu;
+  if (s.transpose_a)
+    s.transpose_b ? run<T, true, true>(s, a, b, result, workspace, stream)
+                  : run<T, true, false>(s, a, b, result, workspace, stream);
+  else
+    s.transpose_b ? run<T, false, true>(s, a, b, result, workspace, stream)
+                  : run<T, false, false>(s, a, b, result, workspace, stream);
 }
 
 #define INSTANTIATE(T)                                  \

@@ -18,6 +18,7 @@
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
+#define FASTNN_UNTRACED
 #else
 #include "../cuda_host/cuda_host.h"
 #endif

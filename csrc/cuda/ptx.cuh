@@ -46,6 +46,16 @@ __device__ __forceinline__ void cp_async_wait() {
 // ---- Lower precisions. tf32 is a float with 10 bits of mantissa, in the upper 19 bits of a register; bf16 the upper half
 // of a float, two of them to a register, the lower index in the lower half.
 
+FASTNN_UNTRACED __device__ __forceinline__ float as_float(uint32_t bits) {
+#if !defined(__CUDACC__)
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+#else
+  return __uint_as_float(bits);
+#endif
+}
+
 // Round to nearest, ties away from zero.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
 #if !defined(__CUDACC__)
@@ -81,6 +91,14 @@ __device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
 #endif
 }
 
+// The lower half of a bf16 register, and a tf32 register, as floats.
+__device__ __forceinline__ float from_bf16(uint32_t bits) {
+  return as_float(bits << 16);
+}
+__device__ __forceinline__ float from_tf32(uint32_t bits) {
+  return as_float(bits & ~0x1FFFu);
+}
+
 // ---- mma.sync: d (16, 8) += a (16, K) b (K, 8), float accumulation, by the 32 threads of a warp. With group = lane / 4 and
 // member = lane % 4 a thread holds (PTX ISA, "Matrix Fragments for mma.m16n8k8 / m16n8k16"):
 //   d[i]           row group + 8 (i / 2), column 2 member + i % 2
@@ -93,12 +111,6 @@ struct Mma {
   float* d;
   const uint32_t *a, *b;
 };
-
-FASTNN_UNTRACED inline float as_float(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, 4);
-  return x;
-}
 
 // element(register, which half) as a float; kPack elements a register.
 template <int kPack>

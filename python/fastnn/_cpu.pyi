@@ -14,13 +14,21 @@ def set_num_threads(count: int) -> None: ...
 def get_num_threads() -> int: ...
 
 class GemmShape:
-    def __init__(self, a: Sequence[int], b: Sequence[int], transpose_a: bool, transpose_b: bool) -> None: ...
+    def __init__(
+        self, a: Sequence[int], b: Sequence[int], transpose_a: bool, transpose_b: bool, precision: str
+    ) -> None: ...
     @property
     def y(self) -> Shape: ...
 
 class Conv2dShape:
     def __init__(
-        self, x: Sequence[int], w: Sequence[int], stride: _Pair, dilation: _Pair, padding: _Sides
+        self,
+        x: Sequence[int],
+        w: Sequence[int],
+        stride: _Pair,
+        dilation: _Pair,
+        padding: _Sides,
+        precision: str,
     ) -> None: ...
     @property
     def y(self) -> Shape: ...

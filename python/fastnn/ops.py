@@ -126,12 +126,14 @@ def gemm(
     beta: float = 0.0,
     bias: Array | None = None,
     relu: bool = False,
+    precision: str = "float32",
     out: Array | None = None,
 ) -> Array:
     """relu?(alpha * op(a) @ op(b) + beta * c + bias): (M, K), (K, N) -> (M, N).
 
     op transposes where asked: a is then (K, M), b (N, K). c is (M, N) and never read where beta is 0; bias is (N,) and added
-    to every row. K = 0 gives beta * c + bias.
+    to every row. K = 0 gives beta * c + bias. precision "float32" computes in the arrays' own dtype; "tf32" and "bfloat16", on
+    a GPU of compute capability 8.0 or newer, round float32 a and b to 10 or 7 bits of mantissa and add in float32.
     """
     backend = _backend.of(a, "gemm", "a")
     a, b = _float("gemm", "a", a), _float("gemm", "b", b)
@@ -139,7 +141,7 @@ def gemm(
         raise ValueError(f"gemm: beta is {beta} but there is no c to multiply")
     c = None if c is None else _float("gemm", "c", c)
     bias = None if bias is None else _float("gemm", "bias", bias)
-    shape = backend.native.GemmShape(a.shape, b.shape, bool(transpose_a), bool(transpose_b))
+    shape = backend.native.GemmShape(a.shape, b.shape, bool(transpose_a), bool(transpose_b), str(precision))
     y = _result("gemm", backend, out, shape.y, a.dtype)
     workspace = backend.xp.empty(backend.native.gemm_workspace(shape, a.itemsize), a.dtype)
     backend.native.gemm(
@@ -156,6 +158,7 @@ def gemm_backward(
     transpose_a: bool = False,
     transpose_b: bool = False,
     alpha: float = 1.0,
+    precision: str = "float32",
 ) -> tuple[Array, Array]:
     """Gradients (da, db) of y = alpha * op(a) @ op(b) for an upstream dy (M, N), in the shapes of a and b.
 
@@ -163,13 +166,13 @@ def gemm_backward(
     relu_backward(dy, y) as dy.
     """
     if transpose_a:
-        da = gemm(b, dy, transpose_a=transpose_b, transpose_b=True, alpha=alpha)
+        da = gemm(b, dy, transpose_a=transpose_b, transpose_b=True, alpha=alpha, precision=precision)
     else:
-        da = gemm(dy, b, transpose_b=not transpose_b, alpha=alpha)
+        da = gemm(dy, b, transpose_b=not transpose_b, alpha=alpha, precision=precision)
     if transpose_b:
-        db = gemm(dy, a, transpose_a=True, transpose_b=transpose_a, alpha=alpha)
+        db = gemm(dy, a, transpose_a=True, transpose_b=transpose_a, alpha=alpha, precision=precision)
     else:
-        db = gemm(a, dy, transpose_a=not transpose_a, alpha=alpha)
+        db = gemm(a, dy, transpose_a=not transpose_a, alpha=alpha, precision=precision)
     return da, db
 
 
@@ -195,10 +198,18 @@ def _channel_workspace(op: str, backend: Backend, name: str, array: Array) -> Ar
 
 
 def _conv2d_shape(
-    op: str, backend: Backend, x_shape: Shape, w_shape: Shape, stride: Pair, dilation: Pair, padding: Padding
+    op: str,
+    backend: Backend,
+    x_shape: Shape,
+    w_shape: Shape,
+    stride: Pair,
+    dilation: Pair,
+    padding: Padding,
+    precision: str,
 ) -> Any:
     strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
-    return backend.native.Conv2dShape(x_shape, w_shape, strides, dilations, _padding(op, padding))
+    sides = _padding(op, padding)
+    return backend.native.Conv2dShape(x_shape, w_shape, strides, dilations, sides, str(precision))
 
 
 def conv2d(
@@ -210,6 +221,7 @@ def conv2d(
     dilation: Pair = 1,
     padding: Padding = "valid",
     relu: bool = False,
+    precision: str = "float32",
     out: Array | None = None,
 ) -> Array:
     """relu?(cross-correlation of x (N, H, W, C) with w (KH, KW, C, K) + b (K,)) -> (N, Ho, Wo, K).
@@ -217,12 +229,12 @@ def conv2d(
     Ho = (H + top + bottom - ((KH - 1) * dilation + 1)) // stride + 1. padding: "valid" (none), "same" (Ho = ceil(H / stride),
     an odd pixel goes to the bottom or right, as in Keras), a number of pixels, (height, width), or ((top, bottom), (left,
     right)). Padded positions take no part in the sum: an infinite weight over one makes no NaN. Raises ValueError where the
-    dilated kernel exceeds the padded input.
+    dilated kernel exceeds the padded input. precision: as for gemm.
     """
     backend = _backend.of(x, "conv2d", "x")
     x, w = _float("conv2d", "x", x), _float("conv2d", "w", w)
     b = None if b is None else _float("conv2d", "b", b)
-    shape = _conv2d_shape("conv2d", backend, x.shape, w.shape, stride, dilation, padding)
+    shape = _conv2d_shape("conv2d", backend, x.shape, w.shape, stride, dilation, padding, precision)
     y = _result("conv2d", backend, out, shape.y, x.dtype)
     workspace = backend.xp.empty(backend.native.conv2d_forward_workspace(shape, x.itemsize), x.dtype)
     backend.native.conv2d_forward(shape, x, w, b, bool(relu), y, workspace, backend.stream)
@@ -237,6 +249,7 @@ def conv2d_backward_x(
     stride: Pair = 1,
     dilation: Pair = 1,
     padding: Padding = "valid",
+    precision: str = "float32",
     out: Array | None = None,
 ) -> Array:
     """Gradient of conv2d's x: dy (N, Ho, Wo, K), w (KH, KW, C, K) -> dx of x_shape (N, H, W, C).
@@ -247,7 +260,7 @@ def conv2d_backward_x(
     backend = _backend.of(dy, op, "dy")
     dy, w = _float(op, "dy", dy), _float(op, "w", w)
     x_shape = _shape(op, "x_shape", x_shape)
-    shape = _conv2d_shape(op, backend, x_shape, w.shape, stride, dilation, padding)
+    shape = _conv2d_shape(op, backend, x_shape, w.shape, stride, dilation, padding, precision)
     _check_dy(op, dy, shape.y)
     dx = _result(op, backend, out, x_shape, dy.dtype)
     workspace = backend.xp.empty(backend.native.conv2d_backward_x_workspace(shape, dy.itemsize), dy.dtype)
@@ -263,6 +276,7 @@ def conv2d_backward_w(
     stride: Pair = 1,
     dilation: Pair = 1,
     padding: Padding = "valid",
+    precision: str = "float32",
     out: Array | None = None,
 ) -> Array:
     """Gradient of conv2d's w: dy (N, Ho, Wo, K), x (N, H, W, C) -> dw of w_shape (KH, KW, C, K).
@@ -273,7 +287,7 @@ def conv2d_backward_w(
     backend = _backend.of(dy, op, "dy")
     dy, x = _float(op, "dy", dy), _float(op, "x", x)
     w_shape = _shape(op, "w_shape", w_shape)
-    shape = _conv2d_shape(op, backend, x.shape, w_shape, stride, dilation, padding)
+    shape = _conv2d_shape(op, backend, x.shape, w_shape, stride, dilation, padding, precision)
     _check_dy(op, dy, shape.y)
     dw = _result(op, backend, out, w_shape, dy.dtype)
     workspace = backend.xp.empty(backend.native.conv2d_backward_w_workspace(shape, dy.itemsize), dy.dtype)

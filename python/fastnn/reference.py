@@ -101,6 +101,28 @@ def _f64(*arrays: npt.ArrayLike) -> Any:
     return converted[0] if len(converted) == 1 else converted
 
 
+# A factor in a lower precision: the bits of a float32 that are cut off, and whether a tie goes to the even neighbour
+# (bfloat16, IEEE 754) or away from zero (tf32, as cvt.rna.tf32.f32 of the PTX ISA rounds).
+_PRECISIONS = {"tf32": (13, False), "bfloat16": (16, True)}
+
+
+def _factors(precision: str, *arrays: Array) -> list[Array]:
+    """The arrays in float64, after rounding them to a lower precision where one is asked for."""
+    if precision == "float32":
+        return [np.asarray(array, dtype=np.float64) for array in arrays]
+    _require(precision in _PRECISIONS, f"precision must be float32, tf32 or bfloat16, got {precision!r}")
+    cut, ties_to_even = _PRECISIONS[precision]
+    rounded = []
+    for array in arrays:
+        bits = np.array(array, dtype=np.float32, order="C").view(np.uint32)
+        half = np.uint32(1 << (cut - 1))
+        carry = half - 1 + (bits >> cut & 1) if ties_to_even else half
+        finite = np.isfinite(bits.view(np.float32))
+        bits[...] = np.where(finite, (bits + carry) >> cut << cut, bits)
+        rounded.append(bits.view(np.float32).astype(np.float64))
+    return rounded
+
+
 def _require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
@@ -121,12 +143,14 @@ def gemm(
     beta: float = 0.0,
     bias: Array | None = None,
     relu: bool = False,
+    precision: str = "float32",
 ) -> Array:
     """y = relu?(alpha * op(a) @ op(b) + beta * c + bias), (M, K) by (K, N) -> (M, N), op a transpose or not.
 
-    bias is (N,). With beta = 0, c is never read (BLAS, https://www.netlib.org/blas/).
+    bias is (N,). With beta = 0, c is never read (BLAS, https://www.netlib.org/blas/). precision "tf32" or "bfloat16" rounds a
+    and b to 10 or 7 bits of mantissa first; here and below, products and sums stay in float64.
     """
-    a, b = _f64(a, b)
+    a, b = _factors(precision, a, b)
     a, b = a.T if transpose_a else a, b.T if transpose_b else b
     _require(a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0], f"gemm: {a.shape} by {b.shape}")
     y = alpha * (a @ b)
@@ -142,10 +166,17 @@ def gemm(
 
 @np.errstate(all="ignore")
 def gemm_backward(
-    dy: Array, a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool = False, alpha: float = 1.0
+    dy: Array,
+    a: Array,
+    b: Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    alpha: float = 1.0,
+    precision: str = "float32",
 ) -> tuple[Array, Array]:
     """Gradients (da, db) of alpha * op(a) @ op(b): d op(a) = alpha dy op(b)^T, d op(b) = alpha op(a)^T dy."""
-    dy, a, b = _f64(dy, a, b)
+    dy, a, b = _factors(precision, dy, a, b)
     op_a, op_b = a.T if transpose_a else a, b.T if transpose_b else b
     shape = (op_a.shape[0], op_b.shape[1])
     _require(dy.shape == shape, f"gemm_backward: dy must have shape {shape}, not {dy.shape}")
@@ -173,6 +204,7 @@ def conv2d(
     dilation: Pair = 1,
     padding: Padding = "valid",
     relu: bool = False,
+    precision: str = "float32",
 ) -> Array:
     """Cross-correlation, (N, H, W, Ci) with (KH, KW, Ci, Co) -> (N, Ho, Wo, Co), with bias and ReLU:
 
@@ -180,7 +212,7 @@ def conv2d(
     over kh, kw, c, as far as the pixel lies inside the image (Dumoulin and Visin,
     https://arxiv.org/abs/1603.07285).
     """
-    x, w = _f64(x, w)
+    x, w = _factors(precision, x, w)
     _require(x.ndim == w.ndim == 4 and x.shape[3] == w.shape[2], f"conv2d: x {x.shape} with w {w.shape}")
     rows, cols = axes(x.shape[1:3], w.shape[:2], stride, dilation, padding)
     y = np.zeros((x.shape[0], rows.out, cols.out, w.shape[3]))
@@ -194,10 +226,17 @@ def conv2d(
 
 @np.errstate(all="ignore")
 def conv2d_backward_x(
-    dy: Array, w: Array, x_shape: Shape, *, stride: Pair = 1, dilation: Pair = 1, padding: Padding = "valid"
+    dy: Array,
+    w: Array,
+    x_shape: Shape,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    precision: str = "float32",
 ) -> Array:
     """Gradient of conv2d's input: each tap sends dy @ w[kh, kw]^T back to the pixel it read."""
-    dy, w = _f64(dy, w)
+    dy, w = _factors(precision, dy, w)
     rows, cols = axes(x_shape[1:3], w.shape[:2], stride, dilation, padding)
     _check_dy("conv2d_backward_x", dy, (x_shape[0], rows.out, cols.out, w.shape[3]))
     _require(x_shape[3] == w.shape[2], f"conv2d_backward_x: x {x_shape} with w {w.shape}")
@@ -209,10 +248,17 @@ def conv2d_backward_x(
 
 @np.errstate(all="ignore")
 def conv2d_backward_w(
-    dy: Array, x: Array, w_shape: Shape, *, stride: Pair = 1, dilation: Pair = 1, padding: Padding = "valid"
+    dy: Array,
+    x: Array,
+    w_shape: Shape,
+    *,
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    precision: str = "float32",
 ) -> Array:
     """Gradient of conv2d's filter: for each tap, x^T dy summed over the batch and the outputs it reached."""
-    dy, x = _f64(dy, x)
+    dy, x = _factors(precision, dy, x)
     rows, cols = axes(x.shape[1:3], w_shape[:2], stride, dilation, padding)
     _check_dy("conv2d_backward_w", dy, (x.shape[0], rows.out, cols.out, w_shape[3]))
     _require(x.shape[3] == w_shape[2], f"conv2d_backward_w: x {x.shape} with w {w_shape}")
