@@ -61,7 +61,8 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 #if !defined(__CUDACC__)
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
-  if ((bits & 0x7F800000u) != 0x7F800000u) bits += 0x1000u;  // infinities and NaN stay
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFFFFFFu;  // NaN
+  if ((bits & 0x7FFFFFFFu) < 0x7F800000u) bits += 0x1000u;
   return bits & ~0x1FFFu;
 #else
   uint32_t bits = 0;

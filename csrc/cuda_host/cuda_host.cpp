@@ -29,6 +29,11 @@ namespace {
 
 constexpr int kWarp = 32, kMaxThreads = 1024;
 constexpr size_t kStackBytes = 256 * 1024;
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kCanary = 0;  // AddressSanitizer sees the access itself
+#else
+constexpr size_t kCanary = 64;  // bytes behind a shared array that must stay as they were
+#endif
 
 std::atomic<uint64_t> order_seed{1};
 
@@ -73,7 +78,8 @@ struct Thread {
 struct Warp {
   int waiting;
   void* messages[kWarp];
-  char tag;
+  unsigned meetings;
+  char tags[2];
 };
 
 // Runs blocks, one at a time, on one thread of the operating system.
@@ -110,7 +116,10 @@ class Runner {
   Thread* current_ = nullptr;
   int done_ = 0, at_barrier_ = 0;
   uint64_t random_ = 1;
-  char tag_ = 0;  // what a barrier's memory order hangs on
+  unsigned barriers_ = 0;
+  // What ThreadSanitizer hangs an order on: of a block's begin and end, of the making of its arrays, of its barriers. Of
+  // barriers two by turns: a thread that goes on late from one must not be ordered after those that are at the next.
+  char begin_tag_ = 0, end_tag_ = 0, arrays_tag_ = 0, barrier_tags_[2] = {};
 };
 
 Runner& runner() {
@@ -121,9 +130,8 @@ Runner& runner() {
 void Runner::entry() {
   Runner& self = runner();
   Fiber::arrived(*self.current_->fiber);
-  FASTNN_ACQUIRE(self.launch_);
+  FASTNN_ACQUIRE(&self.begin_tag_);
   self.launch_->body(self.launch_->context);
-  FASTNN_RELEASE(self.launch_);
   self.park(State::kDone, Where{});
 }
 
@@ -143,11 +151,16 @@ void Runner::run(Launch& launch, int64_t block) {
     runnable_[i] = i;
   }
   done_ = at_barrier_ = 0;
+  FASTNN_RELEASE(&begin_tag_);
   take_turns();
+  FASTNN_ACQUIRE(&end_tag_);
   if (done_ < count) {  // given up: their fibers begin anew
     free_.clear();
     for (const auto& fiber : fibers_) free_.push_back(fiber.get());
   }
+  for (const auto& [array, bytes] : arrays_)
+    if (std::any_of(array.get() + bytes, array.get() + bytes + kCanary, [](char c) { return c != char(0xFF); }))
+      launch.report("a kernel wrote behind a shared array of " + std::to_string(bytes) + " bytes");
   arrays_.clear();
   shared_used_ = 0;
 }
@@ -188,6 +201,7 @@ void Runner::stuck() {
 
 void Runner::park(State state, Where where) {
   current_->state = state, current_->where = where;
+  FASTNN_RELEASE(&end_tag_);
   Fiber::change(*current_->fiber, own_);
 }
 
@@ -198,12 +212,14 @@ void Runner::fail(const std::string& what) {
 }
 
 void Runner::barrier(Where where) {
-  FASTNN_RELEASE(&tag_);
+  char* const tag = &barrier_tags_[barriers_ % 2];
+  FASTNN_RELEASE(tag);
   if (++at_barrier_ == int(threads_.size())) {
     for (Thread& t : threads_)
       if (&t != current_ && t.where.line() != where.line())
         fail("threads of a block wait at different barriers: one at " + at(where) + ", one at " + at(t.where));
     at_barrier_ = 0;
+    ++barriers_;
     for (int i = 0; i < int(threads_.size()); ++i)
       if (&threads_[i] != current_) wake(i);
     runnable_.push_back(current_->lane.id);  // and this one takes its turn among them
@@ -211,14 +227,15 @@ void Runner::barrier(Where where) {
   } else {
     park(State::kAtBarrier, where);
   }
-  FASTNN_ACQUIRE(&tag_);
+  FASTNN_ACQUIRE(tag);
 }
 
 void Runner::meeting(void* message, void (*work)(void* const*), bool orders_memory, Where where) {
   const int first = current_->lane.id / kWarp * kWarp;
   if (first + kWarp > int(threads_.size())) fail("a warp of fewer than 32 threads meets in " + at(where));
   Warp& warp = warps_[first / kWarp];
-  if (orders_memory) FASTNN_RELEASE(&warp.tag);
+  char* const tag = &warp.tags[warp.meetings % 2];
+  if (orders_memory) FASTNN_RELEASE(tag);
   warp.messages[current_->lane.id - first] = message;
   current_->where = where;
   if (++warp.waiting == kWarp) {
@@ -226,6 +243,7 @@ void Runner::meeting(void* message, void (*work)(void* const*), bool orders_memo
       if (threads_[i].where.line() != where.line())
         fail("threads of a warp meet at different lines: one at " + at(where) + ", one at " + at(threads_[i].where));
     warp.waiting = 0;
+    ++warp.meetings;
     work(warp.messages);
     for (int i = first; i < first + kWarp; ++i)
       if (i != current_->lane.id) wake(i);
@@ -234,7 +252,7 @@ void Runner::meeting(void* message, void (*work)(void* const*), bool orders_memo
   } else {
     park(State::kInMeeting, where);
   }
-  if (orders_memory) FASTNN_ACQUIRE(&warp.tag);
+  if (orders_memory) FASTNN_ACQUIRE(tag);
 }
 
 void* Runner::shared_array(int index, size_t bytes) {
@@ -243,9 +261,11 @@ void* Runner::shared_array(int index, size_t bytes) {
     if (shared_used_ > launch_->shared_bytes)
       fail("a kernel takes " + std::to_string(shared_used_) + " bytes of shared memory, launched with " +
            std::to_string(launch_->shared_bytes));
-    arrays_.emplace_back(new char[bytes], bytes);
-    std::fill_n(arrays_.back().first.get(), bytes, char(0xFF));  // NaN as float and as double, -1 as an integer
+    arrays_.emplace_back(new char[bytes + kCanary], bytes);
+    std::fill_n(arrays_.back().first.get(), bytes + kCanary, char(0xFF));  // NaN as float and as double, -1 as an integer
+    FASTNN_RELEASE(&arrays_tag_);
   }
+  FASTNN_ACQUIRE(&arrays_tag_);
   if (arrays_[index].second != bytes) fail("the threads of a block carve its shared memory differently");
   return arrays_[index].first.get();
 }
@@ -265,11 +285,9 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, void (*body)(const voi
                              std::to_string(grid.y) + ", " + std::to_string(grid.z) + ")");
   if (shared_bytes > 227 * 1024) throw std::runtime_error("a launch with " + std::to_string(shared_bytes) + " shared bytes");
   Launch launch{grid, block, shared_bytes, body, context, {}, {}, {}};
-  FASTNN_RELEASE(&launch);
   parallel_for(int64_t(grid.x) * grid.y * grid.z, [&](int64_t index) {
     if (!launch.failed.load(std::memory_order_relaxed)) runner().run(launch, index);
   });
-  FASTNN_ACQUIRE(&launch);
   if (launch.failed) throw std::runtime_error(launch.error);
 }
 
