@@ -88,8 +88,10 @@ def test_an_unknown_fault():
 def test_factors_are_rounded_to_the_bit(precision):
     """With one factor 1 a product is the other one, rounded: ties, subnormals, infinities and NaN included."""
     bits = np.array(
-        [0x3F800000, 0x3F801000, 0x3F801001, 0x3F803000, 0x3F800FFF, 0x3F808000, 0x3F808001, 0x3F818000]
-        + [0x00000001, 0x00001000, 0x007FFFFF, 0x7F7F0000, 0x7F800000, 0x7FC00000, 0x7F800001, 0x80000000],
+        [
+            *(0x3F800000, 0x3F801000, 0x3F801001, 0x3F803000, 0x3F800FFF, 0x3F808000, 0x3F808001, 0x3F818000),
+            *(0x00000001, 0x00001000, 0x007FFFFF, 0x7F7F0000, 0x7F800000, 0x7FC00000, 0x7F800001, 0x80000000),
+        ],
         np.uint32,
     )
     a = np.concatenate([bits.view(np.float32), -bits.view(np.float32)]).reshape(-1, 1)
