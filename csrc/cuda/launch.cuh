@@ -44,23 +44,19 @@ bool aligned_for(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(V) == 0;
 }
 
-// ---- Division by a number known at launch, as one multiplication for dividends below 2^31 (Granlund and Montgomery 1994).
+// ---- Division of 0 <= n < 2^62 by a number known at launch, as one multiplication (Granlund and Montgomery 1994).
 struct FastDiv {
   int64_t divisor;
-  uint32_t multiplier;
-  int shift;
+  uint64_t multiplier;  // 2^(62 + shift) / divisor, rounded up
+  int shift;            // log2 of the divisor, rounded up
 
   FastDiv() = default;
   explicit FastDiv(int64_t d) : divisor(d), multiplier(0), shift(0) {
-    if (d >= INT64_C(1) << 31) return;  // only dividends from 2^31 up are not 0 then, and they are divided
     while ((INT64_C(1) << shift) < d) ++shift;
-    multiplier = uint32_t(((uint64_t(1) << (31 + shift)) + uint64_t(d) - 1) / uint64_t(d));
-    shift += 31;
+    const auto wide = (static_cast<unsigned __int128>(1) << (62 + shift)) + static_cast<unsigned __int128>(d) - 1;
+    multiplier = uint64_t(wide / static_cast<unsigned __int128>(d));
   }
-  __host__ __device__ int64_t operator()(int64_t n) const {  // n / divisor for n >= 0
-    if (n < INT64_C(1) << 31) return int64_t(uint64_t(uint32_t(n)) * multiplier >> shift);
-    return n / divisor;
-  }
+  __device__ int64_t operator()(int64_t n) const { return int64_t(__umul64hi(uint64_t(n) << 2, multiplier) >> shift); }
 };
 
 // ---- Shared memory: one dynamic arena a block, carved by every thread in the same order. On the host each array is a heap

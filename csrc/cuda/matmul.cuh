@@ -71,27 +71,6 @@ struct Jobs {
   J job[kJobs];
 };
 
-// Writes kCount sums of one row from `column` on: to the slice's partial, or finished to y.
-template <int kCount, class J>
-__device__ __forceinline__ void store(const J& job, int64_t row, int64_t column, const typename J::T* sums) {
-  using T = typename J::T;
-  if (row >= job.m) return;
-  const Result<T>& r = job.result;
-  const int64_t start = job.partial ? (blockIdx.y * job.m + row) * job.n : r.row_start(row);
-  T* out = (job.partial ? job.partial : r.y) + start;
-  T values[kCount];
-  for (int i = 0; i < kCount; ++i)
-    values[i] = job.partial || column + i >= job.n ? sums[i] : r.finish(sums[i], start + column + i, column + i);
-  if (kCount == kVec<T> && job.vectors && column < job.n) {
-    Vec<T, kCount> v;
-    for (int i = 0; i < kCount; ++i) v.v[i] = values[i];
-    *reinterpret_cast<Vec<T, kCount>*>(out + column) = v;
-  } else {
-    for (int i = 0; i < kCount; ++i)
-      if (column + i < job.n) out[column + i] = values[i];
-  }
-}
-
 template <Precision kPrecision, class T>
 __device__ __forceinline__ T rounded(T x) {
   if constexpr (kPrecision == Precision::kTf32) return from_tf32(to_tf32(x));
@@ -99,29 +78,45 @@ __device__ __forceinline__ T rounded(T x) {
   return x;
 }
 
-// Padding takes no part in a sum, but here it is a zero, and 0 * inf is NaN. So where a thread has found a NaN among its
-// sums, it adds up those again, without the gaps. Bit i of `nan` is a sum at place(i) = {row, column}.
-template <Precision kPrecision, class J, class Place>
-__device__ void repair(const J& job, uint64_t nan, int64_t first_k, int64_t end_k, Place place) {
+// The slice's sum for one element, padding left out.
+template <Precision kPrecision, class J>
+__device__ typename J::T sum_without_gaps(const J& job, int64_t row, int64_t column, int64_t first_k, int64_t end_k) {
+  const auto line_a = job.a.line(row);
+  const auto line_b = job.b.line(column);
+  typename J::T sum = 0;
 #pragma unroll 1
-  for (int i = 0; nan != 0; ++i, nan >>= 1) {
-    if (!(nan & 1)) continue;
-    const auto [row, column] = place(i);
-    const auto line_a = job.a.line(row);
-    const auto line_b = job.b.line(column);
-    typename J::T sum = 0;
-#pragma unroll 1
-    for (int64_t k = first_k; k < end_k; ++k) {
-      const auto *a = job.a.at(line_a, job.a.step(k)), *b = job.b.at(line_b, job.b.step(k));
-      if (a && b) sum += rounded<kPrecision>(*a) * rounded<kPrecision>(*b);
-    }
-    store<1>(job, row, column, &sum);
+  for (int64_t k = first_k; k < end_k; ++k) {
+    const auto *a = job.a.at(line_a, job.a.step(k)), *b = job.b.at(line_b, job.b.step(k));
+    if (a && b) sum += rounded<kPrecision>(*a) * rounded<kPrecision>(*b);
   }
+  return sum;
 }
 
-struct Place {
-  int64_t row, column;
-};
+// Writes kRows x kColumns sums from shared memory: to the slice's partial, or finished to y. Local row i is row_of(i) of y.
+// Padding takes no part in a sum, but so far it has been a zero, and 0 * inf is NaN: a NaN is added up again without it.
+template <Precision kPrecision, int kRows, int kColumns, int kLd, int kThreads, int kCount, class J, class RowOf>
+__device__ __forceinline__ void store(const J& job, const typename J::T* sums, int64_t first_column, int64_t first_k,
+                                      int64_t end_k, RowOf row_of) {
+  using T = typename J::T;
+  using V = Vec<T, kCount>;
+  const Result<T>& r = job.result;
+#pragma unroll 1
+  for (int at = threadIdx.x * kCount; at < kRows * kColumns; at += kThreads * kCount) {
+    const int64_t row = row_of(at / kColumns), column = first_column + at % kColumns;
+    if (row >= job.m || column >= job.n) continue;
+    V v = *reinterpret_cast<const V*>(sums + at / kColumns * kLd + at % kColumns);
+    if constexpr (J::A::kGaps)
+      for (int i = 0; i < kCount; ++i)
+        if (v.v[i] != v.v[i]) v.v[i] = sum_without_gaps<kPrecision>(job, row, column + i, first_k, end_k);
+    if (job.partial) {
+      *reinterpret_cast<V*>(job.partial + (blockIdx.y * job.m + row) * job.n + column) = v;
+    } else {
+      const int64_t start = r.row_start(row) + column;
+      for (int i = 0; i < kCount; ++i) v.v[i] = r.finish(v.v[i], start + i, column + i);
+      *reinterpret_cast<V*>(r.y + start) = v;
+    }
+  }
+}
 
 // ---- What a thread brings of an operand's tile: kLines x kK elements, in vectors of kV, by kThreads threads.
 template <class Op, int kLines, int kK, int kThreads, int kV>
@@ -179,7 +174,7 @@ struct FmaTile {
 
   template <class T>
   static constexpr SharedSize shared() {
-    return SharedSize().add<T>(2 * kK * (kM + kPad)).template add<T>(2 * kK * (kN + kPad));
+    return SharedSize().add<T>(2 * kK * (kM + kN + 2 * kPad));
   }
 };
 using LargeTile = FmaTile<128, 128, 8, 8>;  // 256 threads
@@ -199,8 +194,8 @@ __global__ __launch_bounds__(Tile::kThreads, 1) void matmul_kernel(Jobs<J, kJobs
   const int64_t first_k = blockIdx.y * job.slice, end_k = first_k + job.slice < job.k ? first_k + job.slice : job.k;
 
   Shared shared;
-  T* const tile_a = shared.alloc<T>(2 * kK * kLdM);
-  T* const tile_b = shared.alloc<T>(2 * kK * kLdN);
+  T* const tile_a = shared.alloc<T>(2 * kK * (kLdM + kLdN));
+  T* const tile_b = tile_a + 2 * kK * kLdM;
 
   using ShareA = Share<typename J::A, kM, kK, Tile::kThreads, kV>;
   using ShareB = Share<typename J::B, kN, kK, Tile::kThreads, kV>;
@@ -264,21 +259,29 @@ __global__ __launch_bounds__(Tile::kThreads, 1) void matmul_kernel(Jobs<J, kJobs
     __syncthreads();
   }
 
-  const auto place = [&](int i) {
-    const int m = i / Tile::kThreadN, n = i % Tile::kThreadN;
-    return Place{tile_m * kM + row + m / kPiece * kRowStep + m % kPiece,
-                 tile_n * kN + column + n / kPiece * kColumnStep + n % kPiece};
-  };
-  uint64_t nan = 0;
+  // Through shared memory, a piece of every thread's rows at a time, so that neighbouring threads write neighbouring
+  // elements.
+  constexpr int kBandM = kM / kPiecesM;
+  static_assert(kBandM * kLdN <= 2 * kK * (kLdM + kLdN));
+  T* const band = tile_a;
+  const int band_row = row / (Tile::kLanesM * Tile::kThreadM) * kRowStep + lane / Tile::kLanesN * kPiece;
 #pragma unroll
-  for (int m = 0; m < Tile::kThreadM; ++m)
+  for (int p = 0; p < kPiecesM; ++p) {
 #pragma unroll
-    for (int n = 0; n < Tile::kThreadN; ++n) {
-      const int i = m * Tile::kThreadN + n;
-      if (n % kPiece == 0) store<kPiece>(job, place(i).row, place(i).column, &sums[m][n]);
-      if (J::A::kGaps) nan |= uint64_t(sums[m][n] != sums[m][n]) << i;
-    }
-  if (J::A::kGaps && nan != 0) repair<Precision::kFloat32>(job, nan, first_k, end_k, place);
+    for (int i = 0; i < kPiece; ++i)
+#pragma unroll
+      for (int j = 0; j < Tile::kThreadN; ++j)
+        band[(band_row + i) * kLdN + column + j / kPiece * kColumnStep + j % kPiece] = sums[p * kPiece + i][j];
+    __syncthreads();
+    const auto row_of = [&](int i) {
+      return tile_m * kM + i / kRowStep * (Tile::kLanesM * Tile::kThreadM) + p * kRowStep + i % kRowStep;
+    };
+    if (job.vectors)
+      store<Precision::kFloat32, kBandM, kN, kLdN, Tile::kThreads, kPiece>(job, band, tile_n * kN, first_k, end_k, row_of);
+    else
+      store<Precision::kFloat32, kBandM, kN, kLdN, Tile::kThreads, 1>(job, band, tile_n * kN, first_k, end_k, row_of);
+    __syncthreads();
+  }
 }
 
 // ---- Tensor cores
@@ -297,9 +300,7 @@ struct MmaTile {
 
   template <class J>
   static constexpr SharedSize shared() {
-    return SharedSize()
-        .add<float>(kStages * kSize<typename J::A, kM>)
-        .template add<float>(kStages * kSize<typename J::B, kN>);
+    return SharedSize().add<float>(kStages * (kSize<typename J::A, kM> + kSize<typename J::B, kN>));
   }
 };
 using LargeMmaTile = MmaTile<128, 128, 16, 64, 32, 4>;  // 256 threads; 76 KB, for the 99 KB of sm_86 and sm_89
@@ -327,8 +328,8 @@ __global__ __launch_bounds__(Tile::kThreads, 1) void mma_kernel(Jobs<J, kJobs> j
   const int64_t first_k = blockIdx.y * job.slice, end_k = first_k + job.slice < job.k ? first_k + job.slice : job.k;
 
   Shared shared;
-  float* const stages_a = shared.alloc<float>(Tile::kStages * kSizeA);
-  float* const stages_b = shared.alloc<float>(Tile::kStages * kSizeB);
+  float* const stages_a = shared.alloc<float>(Tile::kStages * (kSizeA + kSizeB));
+  float* const stages_b = stages_a + Tile::kStages * kSizeA;
   const Share<A, kM, kK, Tile::kThreads, kV> share_a(job.a, tile_m * kM);
   const Share<B, kN, kK, Tile::kThreads, kV> share_b(job.b, tile_n * kN);
 
@@ -389,22 +390,23 @@ __global__ __launch_bounds__(Tile::kThreads, 1) void mma_kernel(Jobs<J, kJobs> j
   }
   cp_async_wait<0>();
 
-  const auto place = [&](int i) {
-    const int m = i / (4 * kFragmentsN), n = i / 4 % kFragmentsN;
-    return Place{tile_m * kM + row + m * 16 + group + 8 * (i / 2 % 2), tile_n * kN + column + n * 8 + 2 * member + i % 2};
-  };
-  uint64_t nan = 0;
+  __syncthreads();  // all are done with the stages, where the sums go now
+  constexpr int kLd = kN + 4;
+  static_assert(kM * kLd <= Tile::kStages * (kSizeA + kSizeB));
+  float* const tile = stages_a;
 #pragma unroll
   for (int m = 0; m < kFragmentsM; ++m)
 #pragma unroll
     for (int n = 0; n < kFragmentsN; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = (m * kFragmentsN + n) * 4 + e;
-        if (e % 2 == 0) store<2>(job, place(i).row, place(i).column, &sums[m][n][e]);
-        if (A::kGaps) nan |= uint64_t(sums[m][n][e] != sums[m][n][e]) << i;
-      }
-  if (A::kGaps && nan != 0) repair<kPrecision>(job, nan, first_k, end_k, place);
+      for (int e = 0; e < 4; ++e)
+        tile[(row + m * 16 + group + 8 * (e / 2)) * kLd + column + n * 8 + 2 * member + e % 2] = sums[m][n][e];
+  __syncthreads();
+  const auto row_of = [&](int i) { return tile_m * kM + i; };
+  if (job.vectors)
+    store<kPrecision, kM, kN, kLd, Tile::kThreads, 4>(job, tile, tile_n * kN, first_k, end_k, row_of);
+  else
+    store<kPrecision, kM, kN, kLd, Tile::kThreads, 1>(job, tile, tile_n * kN, first_k, end_k, row_of);
 }
 
 // ---- Partial products: thread -> element of y.

@@ -122,6 +122,10 @@ T __shfl_down_sync(unsigned, T value, int by, fastnn::host::Where where = fastnn
   return fastnn::host::shuffle(value, lane + by < 32 ? lane + by : lane, where);
 }
 
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return uint64_t(static_cast<unsigned __int128>(a) * b >> 64);
+}
+
 // Blocks of one launch may run at the same time.
 template <class T>
 T atomicMin(T* at, T value) {
