@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def backend(request, monkeypatch):
     monkeypatch.setattr(_backend, "_host", lambda name: real._replace(xp=poisoned))
     yield Device(request.param)
     poisoned.check()
+
+
+@pytest.fixture
+def on_host(monkeypatch):
+    """A context in which NumPy arrays are computed by the native module of the given name."""
+
+    @contextmanager
+    def on(name):
+        with monkeypatch.context() as patch:
+            patch.setattr(_backend, "_host_name", name)
+            yield
+
+    return on
 
 
 @pytest.fixture
