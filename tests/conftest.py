@@ -95,6 +95,15 @@ def on_host(monkeypatch):
 
 
 @pytest.fixture
+def no_cuda(monkeypatch):
+    """A machine that cannot compute on a GPU, and the reason it gives."""
+    reason = "something is missing"
+    monkeypatch.setattr(_backend, "cuda_state", lambda: reason)
+    _backend._cuda_parts.cache_clear()
+    return reason
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(20240601)
 

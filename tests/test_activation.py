@@ -130,7 +130,7 @@ def test_wrong_arguments(backend, name):
     x = np.ones((2, 3), np.float32)
     with pytest.raises(TypeError, match=r"x must be float32 or float64 .* got dtype\('int64'\)"):
         op(np.ones((2, 3), np.int64))
-    with pytest.raises(TypeError, match="must be a NumPy array, got list"):
+    with pytest.raises(TypeError, match="must be a NumPy or CuPy array, got list"):
         op([1.0])
     with pytest.raises(ValueError, match=r"dy must have shape \(2, 3\), got \(3, 2\)"):
         backward(x.T, x)

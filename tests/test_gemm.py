@@ -274,7 +274,7 @@ def test_bias_backward_of_many_ones(backend):
             ValueError,
             "out must have shape \\(2, 5\\), got \\(2, 4\\)",
         ),
-        (lambda f: ops.gemm([[1.0]], f((1, 1))), TypeError, "a must be a NumPy array, got list"),
+        (lambda f: ops.gemm([[1.0]], f((1, 1))), TypeError, "a must be a NumPy or CuPy array, got list"),
         (lambda f: ops.gemm(f((1, 1)), [[1.0]]), TypeError, "b must be an array, got list"),
         (lambda f: ops.bias_backward(np.array(1, np.float32)), ValueError, "no channels"),
     ],

@@ -350,7 +350,7 @@ def standing_in(**broken):
     own = {name: getattr(ops, name) for name in dir(ops)}
     for name, replacement in broken.items():
         own[name] = lambda *a, right=own[name], replacement=replacement, **k: replacement(right, *a, **k)
-    return _gradcases.Device(types.SimpleNamespace(**own), np.asarray)
+    return _gradcases.Device(types.SimpleNamespace(**own))
 
 
 def failures(family, device):
@@ -477,7 +477,7 @@ def test_different_bits_from_a_second_call():
 
 
 def test_layer_and_loss_cases_pass_and_catch(monkeypatch):
-    device = _gradcases.Device(ops, np.asarray)
+    device = _gradcases.Device(ops)
     covered = {name for family in _gradlayers.LAYERS for name, _ in family(device)}
     wanted = {name for name in layers.__all__ if name not in ("Input", "Layer")} | set(losses.LOSSES)
     assert wanted <= covered

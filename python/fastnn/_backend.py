@@ -43,28 +43,99 @@ def of(array: object, op: str, name: str) -> Backend:
     """The backend of an array, or a TypeError that says what was given instead of one."""
     if isinstance(array, np.ndarray):
         return _host(_host_name)
-    if hasattr(array, "__cuda_array_interface__"):
-        check_device("cuda")
-    raise TypeError(f"{op}: {name} must be a NumPy array, got {type(array).__name__}")
+    if hasattr(array, "__cuda_array_interface__") or _dlpack_device(array) in _DLPACK_CUDA:
+        return _cuda()
+    if _dlpack_device(array) == _DLPACK_CPU:
+        return _host(_host_name)
+    raise TypeError(f"{op}: {name} must be a NumPy or CuPy array, got {type(array).__name__}")
+
+
+# Device types of DLPack (https://dmlc.github.io/dlpack/latest/c_api.html): CUDA's own and its managed memory.
+_DLPACK_CPU, _DLPACK_CUDA = 1, (2, 13)
+
+
+def _dlpack_device(array: object) -> int | None:
+    try:
+        return int(array.__dlpack_device__()[0])  # type: ignore[attr-defined]
+    except AttributeError:
+        return None
+
+
+def adopt(array: Any) -> Any:
+    """An array of another library, PyTorch or JAX say, as NumPy's or CuPy's over the same memory; others as they are.
+
+    CuPy lets its current stream wait for the one that an exporter names, as both protocols ask for.
+    """
+    if isinstance(array, (np.ndarray, np.generic)) or not hasattr(type(array), "__dlpack__"):
+        if not hasattr(array, "__cuda_array_interface__"):
+            return array
+    elif _dlpack_device(array) == _DLPACK_CPU:
+        return np.from_dlpack(array)
+    xp = _cuda().xp
+    if isinstance(array, xp.ndarray):
+        return array
+    return xp.asarray(array) if hasattr(array, "__cuda_array_interface__") else xp.from_dlpack(array)
 
 
 def cuda_state() -> str:
-    """Why this installation cannot compute on a GPU, in a sentence."""
-    return "this version of fastnn has no CUDA backend; its kernels run on the CPU"
+    """Why this installation cannot compute on a GPU, in a sentence; empty where it can."""
+    try:
+        importlib.import_module("fastnn._cuda")
+    except ModuleNotFoundError:
+        return (
+            "this installation of fastnn was built without CUDA kernels: install the CUDA toolkit, so that nvcc is on PATH, "
+            f"and {INSTALL_HINT}"
+        )
+    except ImportError as error:
+        return f"fastnn._cuda does not load ({error}): {INSTALL_HINT}"
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError as error:
+        return f'CuPy does not load ({error}): pip install "fastnn-kernels[cuda]", which is CuPy for CUDA 13'
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # CuPy's own errors, one for each thing that can be missing
+        return f"there is no NVIDIA driver or no GPU ({error})"
+    return "" if count else "the NVIDIA driver sees no GPU"
+
+
+@cache
+def _cuda_parts() -> tuple[Any, Any]:
+    if state := cuda_state():
+        raise RuntimeError(f"device 'cuda' is not available: {state}")
+    return importlib.import_module("fastnn._cuda"), importlib.import_module("cupy")
+
+
+def _cuda() -> Backend:
+    native, cupy = _cuda_parts()
+    return Backend("cuda", native, cupy, cupy.cuda.get_current_stream().ptr)
 
 
 def check_device(device: str) -> None:
     """Raise ValueError for an unknown device, RuntimeError for one that cannot be had here."""
     if device == "cuda":
-        raise RuntimeError(f"device 'cuda' is not available: {cuda_state()}")
-    if device != "cpu":
+        _cuda_parts()
+    elif device != "cpu":
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
 
 
 def module(device: str) -> Any:
-    """The array module of a device: NumPy for "cpu"."""
+    """The array module of a device: NumPy for "cpu", CuPy for "cuda"."""
     check_device(device)
-    return np
+    return np if device == "cpu" else _cuda_parts()[1]
+
+
+def to_host(array: Any) -> Any:
+    """A NumPy array of anything; waits for a GPU's work on it."""
+    return array.get() if hasattr(array, "__cuda_array_interface__") else np.asarray(array)
+
+
+def cuda_description() -> str:
+    """The GPU, CuPy and the architectures of the kernels, in a line."""
+    native, cupy = _cuda_parts()
+    device = cupy.cuda.Device()
+    name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    return f"{name}, compute capability {device.compute_capability}, CuPy {cupy.__version__}, kernels for {native.architectures}"
 
 
 def keep_freed_memory() -> None:

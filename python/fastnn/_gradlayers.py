@@ -62,6 +62,7 @@ def _layer(
     """In float64; in float32, too, where a large step makes the check sharp enough."""
     kind, rng = type(layer).__name__, np.random.default_rng(14)
     draw = distinct if how is KINKED else (lambda shape, rng: rng.standard_normal(shape))
+    layer.device = device.name
     x = device.put(draw((BATCH, *shape), rng))
     config = ", ".join(
         f"{key}={value!r}" for key, value in layer.get_config().items() if _telling(key, value)

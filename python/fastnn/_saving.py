@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _backend
 from ._typing import Array
 
 PathLike = str | os.PathLike[str]
@@ -31,7 +32,7 @@ def write(
         from safetensors.numpy import save
     except ImportError as error:
         raise ImportError(INSTALL) from error
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.ascontiguousarray(_backend.to_host(array)) for name, array in arrays.items()}
     text = _dump({"checksum": _checksum(content, arrays), "content": content})
     data = save(dict(arrays), metadata={"fastnn": text})
     path = Path(path)
@@ -87,7 +88,7 @@ def read(path: PathLike, kinds: tuple[str, ...]) -> tuple[dict[str, Any], dict[s
 
 def pack(value: Any, arrays: dict[str, Array], name: str) -> Any:
     """`value` with each array in it, however deep, moved to `arrays` and a reference left in its place."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__"):
         arrays[name] = value
         return {"array": name}
     if isinstance(value, np.generic):

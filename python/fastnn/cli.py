@@ -284,8 +284,10 @@ def _info(options: argparse.Namespace) -> int:
     def cuda() -> str:
         from . import _backend
 
-        driver = Path("/proc/driver/nvidia/version").exists()
-        return f"absent: {_backend.cuda_state()} (NVIDIA driver: {'present' if driver else 'none'})"
+        if state := _backend.cuda_state():
+            driver = Path("/proc/driver/nvidia/version").exists()
+            return f"absent: {state} (NVIDIA driver: {'present' if driver else 'none'})"
+        return _backend.cuda_description()
 
     def data() -> str:
         from . import datasets

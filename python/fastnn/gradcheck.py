@@ -217,8 +217,8 @@ def check_adjoint(
     the wrong element is found. A constant in forward (a bias) does no harm. With `integers` for x and dy the
     two sides are equal to the last bit, and tolerance=0 may be asked for.
     """
-    x = np.array(host(x))
     probe = _Probe(forward, [x], dy, seed)
+    x = probe.args[0]
     probe.args = [np.zeros_like(x)]  # (A(0 + x) - A(0 - x)) / 2 is A x, whatever the constant
     (gradient,) = probe.gradients(lambda d, _: backward(d), [0])
     if gradient.shape != x.shape:
@@ -367,8 +367,8 @@ def check_loss(
     **options: Any,
 ) -> Report:
     """`check` for a loss of fastnn.losses: the gradient of the batch's mean loss for its predictions."""
-    target = loss.targets(y_true, y_pred.shape[1:])
-    weights = None if sample_weight is None else np.asarray(sample_weight, y_pred.dtype)
+    target = np.asarray(loss.targets(y_true, y_pred.shape[1:]), like=y_pred)
+    weights = None if sample_weight is None else np.asarray(sample_weight, y_pred.dtype, like=y_pred)
 
     def forward(y_pred: Array) -> Any:
         return loss.forward(y_pred, target, weights)[0].sum() / len(y_pred)
@@ -393,7 +393,9 @@ def run(
     """
     from . import _backend, _gradcases, _gradlayers, ops
 
-    device = _gradcases.Device(ops, _backend.module(backend).asarray)
+    _backend.check_device(backend)
+
+    device = _gradcases.Device(ops, backend)
     results = []
     for family in (*_gradcases.OPS, *_gradlayers.LAYERS):
         results += collect(family(device), progress)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
+from . import _backend, ops
 from ._checks import check_number
 from ._config import Configurable, deserialize, snake_case
 from ._typing import Array, Shape
@@ -43,7 +43,7 @@ class Loss(Configurable):
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> float:
         """The mean of the samples' losses; ValueError where there are none."""
-        y_pred = np.asarray(y_pred)
+        y_pred = _backend.to_host(y_pred)
         y_pred = y_pred if y_pred.dtype in (np.float32, np.float64) else y_pred.astype(np.float32)
         y_true = self.targets(y_true, y_pred.shape[1:])
         if len(y_true) != len(y_pred) or not len(y_pred):
@@ -69,7 +69,9 @@ class SparseCategoricalCrossentropy(Loss):
 
     def forward(self, y_pred: Array, y_true: Array, sample_weight: Array | None = None) -> tuple[Array, Any]:
         if not self.from_logits:
-            return _forward(y_pred, np.eye(y_pred.shape[1], dtype=y_pred.dtype)[y_true], sample_weight, False)
+            return _forward(
+                y_pred, np.eye(y_pred.shape[1], dtype=y_pred.dtype, like=y_pred)[y_true], sample_weight, False
+            )
         return _forward(y_pred, y_true, sample_weight, True)
 
     def backward(self, saved: Any) -> Array:
@@ -238,5 +240,5 @@ def _dense_targets(y_true: Any, output_shape: Shape, name: str) -> Array:
 
 
 def _asarray(values: Any) -> Array:
-    array: Array = np.asarray(values)
+    array: Array = _backend.to_host(values)
     return array

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _backend
 from ._checks import check_count
 from ._config import Configurable, deserialize, snake_case
 from ._typing import Array
@@ -33,7 +34,7 @@ class Metric(Configurable):
         self._total = self._weight = 0.0
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        values = self.values(np.asarray(y_true), np.asarray(y_pred)).astype(np.float64)
+        values = self.values(_backend.to_host(y_true), _backend.to_host(y_pred)).astype(np.float64)
         weights = check_weights(sample_weight, len(values))
         self._total += float(values.sum() if weights is None else (values * weights).sum())
         self._weight += float(len(values) if weights is None else weights.sum())
@@ -96,7 +97,8 @@ class MeanMetric(Metric):
         self.function = function
 
     def values(self, y_true: Array, y_pred: Array) -> Array:
-        values = np.asarray(self.function(y_true, y_pred))
+        values = self.function(y_true, y_pred)
+        values = values if hasattr(values, "shape") else np.asarray(values)
         if values.shape != (len(y_pred),):
             raise ValueError(f"metric {self.name}: expected {len(y_pred)} values, got shape {values.shape}")
         return values
@@ -168,7 +170,7 @@ def confusion_matrix(y_true: Any, y_pred: Any, class_names: Sequence[str] | None
 
 
 def _label_pair(y_true: Any, y_pred: Any, class_names: Sequence[str] | None) -> tuple[Array, Array, int]:
-    y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
+    y_true, y_pred = _backend.to_host(y_true), _backend.to_host(y_pred)
     if y_pred.ndim == 2 and y_pred.shape[1] > 1:
         classes = y_pred.shape[1]
         y_pred = y_pred.argmax(axis=1)

@@ -36,7 +36,8 @@ class Sequential:
     """Layers in a row: the output of each is the input of the next.
 
     layers: what to `add`. dtype: "float32" or "float64", of weights and of all computation; input of any real
-    dtype is cast to it batch by batch. device: "cpu". The weights are made as soon as the input's shape is
+    dtype is cast to it batch by batch. device: "cpu", or "cuda": weights and all computation on the GPU, through
+    CuPy. The weights are made as soon as the input's shape is
     known: by layers.Input, by the first layer's input_shape=, by build, or by the first call of fit.
     """
 
@@ -53,7 +54,6 @@ class Sequential:
         self.name = "sequential" if name is None else name
         self.dtype = str(dtype)
         self.device = device
-        self.xp = _backend.module(device)
         self.seed = _random.next_seed()
         self.layers: list[Layer] = []
         self.stop_training = False
@@ -104,7 +104,7 @@ class Sequential:
         self._input_shape = shapes[0]
 
     def _build_layer(self, index: int, layer: Layer, input_shape: Shape) -> None:
-        layer.xp = self.xp
+        layer.device = self.device
         layer.build(input_shape, self.dtype, _random.generator(self.seed, _random.INITIALIZATION, index))
 
     def _sample_output_shape(self) -> Shape:
@@ -114,6 +114,11 @@ class Sequential:
                 "the model has no input shape yet: begin with layers.Input, or call build or fit first"
             )
         return shape
+
+    @property
+    def xp(self) -> Any:
+        """The array module of the device: NumPy or CuPy."""
+        return _backend.module(self.device)
 
     @property
     def built(self) -> bool:
@@ -160,8 +165,8 @@ class Sequential:
         return [w for layer in self.layers if layer.trainable for w in layer.params.values()]
 
     def get_weights(self) -> list[Array]:
-        """Copies of `weights`, in Keras's order."""
-        return [w.copy() for w in self.weights]
+        """Copies of `weights`, in Keras's order, as NumPy arrays."""
+        return [_backend.to_host(w).copy() for w in self.weights]
 
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Take arrays in the order of get_weights; nothing is changed where any does not fit."""
@@ -419,7 +424,7 @@ class Sequential:
         return values if len(values) > 1 else values[0]
 
     def predict(self, x: Any, batch_size: int | None = None, verbose: int | str = "auto") -> Array:
-        """y for samples x (N, ...), computed batch by batch. May be called from many threads at once."""
+        """y for samples x (N, ...), computed batch by batch, as a NumPy array. May be called from many threads at once."""
         level, size = _progress.check_verbose(verbose), _batch_size(batch_size)
         x = check_inputs(self, x)
         parts = []
@@ -427,7 +432,7 @@ class Sequential:
             for number, start in enumerate(range(0, len(x), size), start=1):
                 parts.append(self.forward(self._cast(x[start : start + size]))[0])
                 bar.step(number)
-        y: Array = self.xp.concatenate(parts)
+        y: Array = _backend.to_host(self.xp.concatenate(parts))
         return y
 
     # ------------------------------------------------------------------ files

@@ -1,5 +1,8 @@
 """Arrays in, arrays out: every kernel as a function that allocates its result and makes one native call.
 
+Arrays are NumPy's, computed on the CPU, or CuPy's, computed on their GPU on CuPy's current stream; those of one call are in
+one place. What speaks DLPack or the CUDA Array Interface, such as tensors of PyTorch and JAX, is taken as input too.
+
 Images are (N, H, W, C), filters (KH, KW, C, K), all float arrays of one call share a dtype, float32 or float64. Arrays of
 any strides are taken and copied to C order where they are not in it. Results are new arrays, or `out` where one is given;
 `out` must have the result's shape and dtype, be C-contiguous, writable and apart from every input. Wrong arguments raise
@@ -30,6 +33,7 @@ _SIZE_LIMIT = 2**62
 
 def _float(op: str, name: str, array: Array) -> Array:
     """A float32 or float64 array in C order, aligned."""
+    array = _backend.adopt(array)
     try:
         dtype = array.dtype
     except AttributeError:
@@ -37,7 +41,7 @@ def _float(op: str, name: str, array: Array) -> Array:
     if dtype not in _FLOATS or not dtype.isnative:
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
     flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else array.copy("C")
+    return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
 
 
 def _integer(op: str, name: str, value: object) -> int:

@@ -40,7 +40,9 @@ class Data(NamedTuple):
         y = model.loss.targets(y, sample)
         if len(x) != len(y):
             raise ValueError(f"x and y must have the same length, got {len(x)} samples and {len(y)} targets")
-        return cls(x, y, check_weights(sample_weight, len(x)), sample[-1])
+        weights = check_weights(sample_weight, len(x))
+        x, y = model.xp.asarray(x), model.xp.asarray(y)  # there for the whole run, on a GPU as on the CPU
+        return cls(x, y, None if weights is None else model.xp.asarray(weights), sample[-1])
 
     def batch(self, rows: slice | Array) -> tuple[Array, Array, Array | None]:
         return self.x[rows], self.y[rows], None if self.weights is None else self.weights[rows]
@@ -65,14 +67,15 @@ class Data(NamedTuple):
             check_labels(list(class_weight), self.classes), class_weight.values(), strict=True
         ):
             table[label] = check_number(weight, f"class_weight of class {label}")
-        factors = table[self.y if self.y.ndim == 1 else self.y.argmax(axis=-1)]
-        weights = factors if self.weights is None else factors * self.weights
-        return self._replace(weights=check_weights(weights, len(self.x)))
+        y = _backend.to_host(self.y)
+        factors = table[y if y.ndim == 1 else y.argmax(axis=-1)]
+        weights = factors if self.weights is None else factors * _backend.to_host(self.weights)
+        return self._replace(weights=np.asarray(check_weights(weights, len(self.x)), like=self.x))
 
 
 def check_inputs(model: Sequential, samples: Any) -> Array:
     """Samples (N, ...) of real numbers that fit the model, which is built for them if it has no shape yet."""
-    x: Array = np.asarray(samples)
+    x: Array = samples if isinstance(samples, model.xp.ndarray) else _backend.to_host(samples)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
     if not x.ndim or not len(x):
@@ -183,6 +186,7 @@ class Run:
             order = _random.generator(model.seed, _random.SHUFFLE, self.first_step).permutation(
                 len(self.data.x)
             )
+            order = np.asarray(order, like=self.data.x)
         self._call("on_epoch_begin", epoch, {})
         for batch in range(self.batch, self.steps):
             if model.stop_training:

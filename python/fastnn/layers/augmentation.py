@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .. import _backend
 from .._checks import check_number
 from .._typing import Array, Shape
 from .base import Grads, Layer, Rng, check_image
@@ -43,7 +44,10 @@ class RandomFlip(_Augmentation):
         if not training:
             return x, None
         coins = self._rng(rng).random((2, len(x))) < 0.5
-        flips = [np.flatnonzero(coin & wanted) for coin, wanted in zip(coins, _FLIPS[self.mode], strict=True)]
+        flips = [
+            self.xp.asarray(np.flatnonzero(coin & wanted))
+            for coin, wanted in zip(coins, _FLIPS[self.mode], strict=True)
+        ]
         return self._flipped(x, flips), flips
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
@@ -133,7 +137,8 @@ class RandomTranslation(_Augmentation):
         for offset, part in enumerate(parts):
             index, inside = self._fold(np.arange(length) + (first.astype(np.int64)[:, None] + offset), length)
             weight = part[:, None] if inside is None else part[:, None] * inside
-            taps.append(((rows + index[:, None]).reshape(-1), weight[:, None, :, None]))
+            positions = (rows + index[:, None]).reshape(-1)
+            taps.append((self.xp.asarray(positions), self.xp.asarray(weight[:, None, :, None])))
         return _Shift(view, taps, self.fill_value if self.fill_mode == "constant" else 0.0)
 
     def _fold(self, index: Array, length: int) -> tuple[Array, Array | None]:
@@ -158,19 +163,22 @@ class _Shift(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         pixels = x.reshape(-1, self.view[-1])
-        y = np.zeros(self.view, x.dtype)
+        y = np.zeros(self.view, x.dtype, like=x)
         for positions, weights in self.taps:
             read = pixels.take(positions, axis=0).reshape(self.view)
             read *= weights.astype(x.dtype)
             y += read
         if self.fill:
-            missing = 1 - np.sum([weights for _, weights in self.taps], axis=0)
+            missing = sum((-weights for _, weights in self.taps), start=np.ones((), like=x))
             y += (missing * self.fill).astype(x.dtype)
         return y.reshape(x.shape)
 
     def adjoint(self, dy: Array) -> Array:
+        # On the host: a scattered sum on a GPU would be one of atomics, in no order. Few networks need this at all.
+        above = _backend.to_host(dy)
         dx = np.zeros(dy.shape, dy.dtype)
-        for positions, weights in self.taps:
-            parts = dy.reshape(self.view) * weights.astype(dy.dtype)
+        for taps in self.taps:
+            positions, weights = map(_backend.to_host, taps)
+            parts = above.reshape(self.view) * weights.astype(dy.dtype)
             np.add.at(dx.reshape(-1, self.view[-1]), positions, parts.reshape(-1, self.view[-1]))
-        return dx
+        return np.asarray(dx, like=dy)

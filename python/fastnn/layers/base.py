@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .. import _random, initializers
+from .. import _backend, _random, initializers
 from .._checks import check_shape
 from .._config import Configurable, snake_case
 from .._typing import Array, Shape
@@ -39,7 +39,7 @@ class Layer(Configurable):
     """
 
     random = False  # True: forward in training draws from rng
-    xp: Any = np  # the array module of the model's device
+    device = "cpu"  # the model's
 
     def __init__(
         self, *, name: str | None = None, trainable: bool = True, input_shape: Sequence[int] | None = None
@@ -110,6 +110,11 @@ class Layer(Configurable):
         self._params, self._state = create(self.param_specs(shape)), create(self.state_specs(shape))
 
     @property
+    def xp(self) -> Any:
+        """The array module of the device."""
+        return _backend.module(self.device)
+
+    @property
     def built(self) -> bool:
         return self._params is not None
 
@@ -134,8 +139,8 @@ class Layer(Configurable):
         return {**self.params, **self.state}
 
     def get_weights(self) -> list[Array]:
-        """Copies of params, then of state."""
-        return [w.copy() for w in self.weights.values()]
+        """Copies of params, then of state, as NumPy arrays."""
+        return [_backend.to_host(w).copy() for w in self.weights.values()]
 
     def set_weights(self, weights: Sequence[Array]) -> None:
         """Takes arrays in the order of get_weights."""
@@ -168,14 +173,14 @@ def assign(targets: Sequence[Array], values: Sequence[Array], owner: str) -> Non
     """Copy values into targets, none of them where any does not fit."""
     if len(values) != len(targets):
         raise ValueError(f"{owner} has {len(targets)} weight arrays, {len(values)} were given")
-    arrays = [np.asarray(value) for value in values]
+    arrays = [_backend.to_host(value) for value in values]
     for i, (target, value) in enumerate(zip(targets, arrays, strict=True)):
         if target.shape != value.shape:
             raise ValueError(f"{owner}: weight {i} has shape {target.shape}, the given array {value.shape}")
         if value.dtype.kind not in "fiu":
             raise TypeError(f"{owner}: weight {i} must be of real numbers, got dtype {value.dtype}")
     for target, value in zip(targets, arrays, strict=True):
-        target[...] = value
+        target[...] = np.asarray(value, like=target)
 
 
 def check_padding(padding: str, owner: str) -> str:
