@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import types
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from fastnn import _backend
+from fastnn import _backend, ops
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -18,7 +20,7 @@ settings.register_profile(
 )
 settings.load_profile("fastnn")
 
-BACKENDS = ["cpu", "cuda_host"]  # a further backend joins here and every op test runs on it
+BACKENDS = ["cpu", "cuda_host", "cuda"]  # a further backend joins here and every op test runs on it
 THREAD_COUNTS = (1, 2, 3, 7)
 
 
@@ -56,6 +58,42 @@ class PoisonedNumpy(types.SimpleNamespace):
         self.guarded.clear()
 
 
+def need_gpu():
+    """Skips where there is no GPU, or fails where FASTNN_REQUIRE_CUDA says that there should be one."""
+    if state := _backend.cuda_state():
+        (pytest.fail if os.environ.get("FASTNN_REQUIRE_CUDA") else pytest.skip)(f"device 'cuda': {state}")
+
+
+def on_gpu(op, xp):
+    """The op on the GPU for arguments in host memory: they go there, and back come results and what was written in place."""
+
+    @functools.wraps(op)
+    def call(*args, **options):
+        there = {}  # a host array's id -> it, and its copy on the GPU
+
+        def bring(value):
+            if isinstance(value, np.ndarray):
+                return there.setdefault(id(value), (value, xp.asarray(value)))[1]
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(bring, value))
+            return value
+
+        def fetch(value):
+            if isinstance(value, tuple):
+                return tuple(map(fetch, value))
+            if not isinstance(value, xp.ndarray):
+                return value
+            return next((host for host, copy in there.values() if copy is value), value.get())
+
+        result = op(*bring(args), **{key: bring(value) for key, value in options.items()})
+        for host, copy in there.values():
+            if host.flags.writeable:
+                host[...] = copy.get()
+        return fetch(result)
+
+    return call
+
+
 class Device:
     """What a test needs to know of a backend: how to bring an array there and back."""
 
@@ -72,7 +110,15 @@ class Device:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch):
-    """A backend to run ops on. Whatever ops allocate in the test is poisoned before and checked after."""
+    """A backend to run ops on. What ops allocate in host memory is poisoned before and checked after."""
+    if request.param == "cuda":
+        need_gpu()
+        xp = _backend.module("cuda")
+        for name, op in list(vars(ops).items()):
+            if isinstance(op, types.FunctionType) and op.__module__ == ops.__name__ and name[0] != "_":
+                monkeypatch.setattr(ops, name, on_gpu(op, xp))
+        yield Device("cuda")
+        return
     poisoned = PoisonedNumpy()
     real = _backend._host(request.param)
     monkeypatch.setattr(_backend, "_host_name", request.param)
@@ -109,11 +155,21 @@ def rng():
 
 
 @pytest.fixture
+def host_only(backend):
+    """For tests of host threads, or of layouts in memory, which do not survive the way to a GPU and back."""
+    if backend.name == "cuda":
+        pytest.skip("is about the host: threads, or layouts that copies to a GPU do not keep")
+
+
+@pytest.fixture
 def each_schedule(backend):
     """Calls a function under every schedule of the backend's work and returns the results; all is put back after.
 
     On the CPU a schedule is a number of threads; where CUDA threads are fibers, the random order they run in as well.
     """
+    if backend.name == "cuda":  # a GPU has its own, each time another
+        yield lambda f: [f() for _ in THREAD_COUNTS]
+        return
     native = _backend._native(backend.name)
     before = native.get_num_threads()
     set_order = getattr(native, "set_order_seed", lambda seed: None)

@@ -126,9 +126,8 @@ def ascontiguousarray(value, dtype=None):
 
 
 def empty(shape, dtype):
-    array = np.empty(shape, dtype)
-    array.view(np.uint8).fill(0x7F)
-    return ndarray(array)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return ndarray(np.full(size, 0x7F, np.uint8).view(dtype).reshape(shape))
 
 
 def concatenate(arrays):

@@ -299,7 +299,7 @@ def read_only(a):
     ],
     ids=["shape", "dtype", "layout", "read-only", "misaligned", "overlap", "list"],
 )
-def test_unfit_out_is_refused_untouched(backend, rng, out, error, message):
+def test_unfit_out_is_refused_untouched(backend, host_only, rng, out, error, message):
     x, w = floats(rng, (2, 6, 6, 3)), floats(rng, (3, 3, 3, 5))
     target = out(x)
     before = np.array(target, copy=True)

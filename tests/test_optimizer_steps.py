@@ -153,14 +153,14 @@ def ones(*shape):
         ),
     ],
 )
-def test_wrong_arguments_leave_everything_untouched(backend, call, error, message):
+def test_wrong_arguments_leave_everything_untouched(backend, host_only, call, error, message):
     w = ones(2, 3)
     with pytest.raises(error, match=message):
         call(w)
     np.testing.assert_array_equal(w, ones(2, 3))
 
 
-def test_a_bad_tensor_late_in_the_list_leaves_the_first_untouched(backend):
+def test_a_bad_tensor_late_in_the_list_leaves_the_first_untouched(backend, host_only):
     w = ones(3)
     with pytest.raises(ValueError, match="dw must have shape"):
         ops.sgd_step([w, ones(2)], [ones(3), ones(1)], learning_rate=0.1)

@@ -55,7 +55,7 @@ def test_changing_the_thread_count_while_kernels_run(rng):
     fastnn.set_num_threads(before)
 
 
-def test_the_number_of_threads(each_schedule):
+def test_the_number_of_threads(host_only, each_schedule):
     assert each_schedule(fastnn.get_num_threads) == [1, 2, 3, 7]
     for bad, error in [
         (0, ValueError),
