@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 
@@ -156,6 +157,19 @@ def test_gradcheck(cuda, capsys, monkeypatch):
     monkeypatch.setattr(_gradlayers, "LAYERS", (_gradlayers._losses,))
     assert cli.main(["gradcheck", "--device", "cuda"]) == 0
     assert "checks pass" in capsys.readouterr().out
+
+
+def test_there_is_a_gpu(data):
+    """The op tests run on it, too, as backend "cuda"; here the layers do."""
+    if reason := _backend.cuda_state():
+        if os.environ.get("FASTNN_REQUIRE_CUDA"):
+            pytest.fail(reason)
+        pytest.skip(f"nothing was tested on a GPU: {reason}")
+    histories = [
+        network(device).fit(*data, epochs=3, batch_size=16, verbose=0).history["loss"]
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-3)
 
 
 # ---- What is missing is said at use, never at import
