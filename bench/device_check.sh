@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# What a machine with a GPU has to say of this checkout, in one command of under nine minutes and without a network:
+#
+#     bash bench/device_check.sh OUT [CIFAR-10 PATH]
+#
+# Builds for the GPU that is there, runs the whole test suite with a missing GPU as a failure, the op tests under
+# compute-sanitizer's memcheck and racecheck, every gradient check, and trains the tutorial's network (on CIFAR-10 if a path
+# is given, for `fastnn train --data`) twice, to the same bits. Needs python3 with NumPy, CuPy, pytest, hypothesis, pybind11,
+# scikit-build-core, CMake 3.26 and Ninja; nvcc; compute-sanitizer. OUT gets a log of each step and summary.md. Exit status:
+# how many steps failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(mkdir -p "${1:?usage: bash bench/device_check.sh OUT [CIFAR-10 PATH]}" && cd "$1" && pwd)
+data=${2:-}
+failed=0
+
+# step NAME SECONDS COMMAND...: runs it, logs it, and takes its last line into the summary.
+step() {
+  local name=$1 limit=$2 begin=$SECONDS status=passed
+  timeout "$limit" "${@:3}" >"$out/$name.log" 2>&1
+  local rc=$?
+  [ $rc -eq 124 ] && status="stopped after $limit s" || { [ $rc -ne 0 ] && status="failed (exit status $rc)"; }
+  [ $rc -ne 0 ] && failed=$((failed + 1))
+  echo "| $name | $status | $((SECONDS - begin)) s | $(tail -n 1 "$out/$name.log" | tr '|' '/' | cut -c1-200) |" | tee -a "$out/summary.md"
+}
+
+architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
+[ -n "$architecture" ] || { echo "device_check: nvidia-smi sees no GPU" >&2; exit 1; }
+{
+  echo "# Device check"
+  echo
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader | sed 's/^/- GPU, driver, memory, clock: /'
+  echo "- $(nvcc --version | grep release)"
+  echo "- $(python3 -c 'import sys, numpy, cupy; print("Python", sys.version.split()[0], "NumPy", numpy.__version__, "CuPy", cupy.__version__)')"
+  echo "- commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+  echo
+  echo "| step | | time | last line |"
+  echo "| --- | --- | --- | --- |"
+} | tee "$out/summary.md"
+
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+export PYTHONPATH=$site FASTNN_REQUIRE_CUDA=1
+step build 150 python3 -m pip install -q --no-build-isolation --no-deps --no-index --target "$site" \
+  -C cmake.define.FASTNN_CUDA=ON -C cmake.define.FASTNN_CUDA_ARCHITECTURES="$architecture" .
+step info 10 python3 -m fastnn info
+step tests 120 python3 -m pytest -q -p no:cacheprovider
+op_tests=(tests/test_gemm.py tests/test_conv2d.py tests/test_pool2d.py tests/test_activation.py tests/test_loss.py
+          tests/test_norm.py tests/test_optimizer_steps.py)
+# The sanitizer slows kernels down by far: one case of each kind.
+for tool in memcheck racecheck; do
+  step "$tool" 70 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all python3 -m pytest -q \
+    -p no:cacheprovider -k "cuda and not cuda_host and float32 and not given and not many and not 1409" "${op_tests[@]}"
+done
+step gradcheck 50 python3 -m fastnn gradcheck --device cuda
+for run in first second; do
+  step "train-$run" 30 python3 -m fastnn train ${data:+--data "$data"} --device cuda --epochs 2 --seed 0 --out "$out/train-$run"
+done
+step same-bits 10 cmp "$out/train-first/model.safetensors" "$out/train-second/model.safetensors"
+
+echo "$failed steps failed"
+exit "$failed"
