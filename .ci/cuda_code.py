@@ -25,7 +25,7 @@ def lines_of(*command):
 
 
 def read(module):
-    """{(architecture, kernel's mangled name): {"registers": n, "LOCAL": bytes, opcode: count, ...}}"""
+    """{(architecture, kernel's mangled name): {"registers": n, "stack": bytes, opcode: count, ...}}"""
     kernels = collections.defaultdict(collections.Counter)
     arch = name = None
     for line in lines_of("cuobjdump", "--dump-resource-usage", module):

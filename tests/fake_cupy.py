@@ -10,8 +10,6 @@ import types
 
 import numpy as np
 
-float32, float64, int32 = np.float32, np.float64, np.int32
-
 
 def _inner(value):
     """The NumPy array inside; what CuPy would refuse is refused."""

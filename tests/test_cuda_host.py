@@ -9,7 +9,7 @@ import sys
 import fastnn
 import numpy as np
 import pytest
-from fastnn import _backend, layers, models, ops, reference
+from fastnn import _backend, ops, reference, runs
 from fastnn.losses import SparseCategoricalCrossentropy
 from support import assert_identical, floats
 
@@ -107,29 +107,14 @@ def test_factors_are_rounded_to_the_bit(on_host, precision):
         )
 
 
-def tutorial_network():
-    return models.Sequential(
-        [
-            layers.Conv2D(32, (3, 3), activation="relu", input_shape=(32, 32, 3)),
-            layers.MaxPooling2D((2, 2)),
-            layers.Conv2D(64, (3, 3), activation="relu"),
-            layers.MaxPooling2D((2, 2)),
-            layers.Conv2D(64, (3, 3), activation="relu"),
-            layers.Flatten(),
-            layers.Dense(64, activation="relu"),
-            layers.Dense(10),
-        ]
-    )
-
-
 def test_training_follows_the_cpu(on_host, rng):
     """The tutorial's network, some steps of Adam on small batches: the same losses up to rounding, which training amplifies."""
-    x, y = floats(rng, (24, 32, 32, 3)), rng.integers(0, 10, 24)
+    x, y = 255 * floats(rng, (24, 32, 32, 3)), rng.integers(0, 10, 24)  # the network rescales
     losses = {}
     for name in ("cpu", "cuda_host"):
         with on_host(name):
             fastnn.set_seed(3)
-            model = tutorial_network()
+            model = runs.tutorial_model()
             model.compile("adam", LOGITS)
             losses[name] = [model.train_on_batch(x[i : i + 4], y[i : i + 4]) for i in range(0, 24, 4)]
     np.testing.assert_allclose(losses["cuda_host"], losses["cpu"], rtol=1e-4)

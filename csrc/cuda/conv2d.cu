@@ -70,14 +70,11 @@ int64_t conv2d_forward_workspace(const Conv2dShape& s) {
 
 template <class T>
 void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream stream) {
-  Jobs<Job<T, PatchRows<T>, Dense<T, false>>, 1> jobs{};
-  auto& job = jobs.job[0];
-  job.m = s.n * s.ho * s.wo, job.n = s.k, job.k = s.kh * s.kw * s.c;
-  job.a = patches_of_x<T, PatchRows>(s, x);
-  job.b = {w, s.k, job.k, s.k};
-  job.result = plain_result(y, s.k);
-  job.result.bias = b, job.result.relu = relu;
-  matmul(jobs, 1, cut<T>(job.m, job.n, job.k, s.precision), s.precision, workspace, stream);
+  const int64_t k = s.kh * s.kw * s.c;
+  Result<T> result = plain_result(y, s.k);
+  result.bias = b, result.relu = relu;
+  matmul(patches_of_x<T, PatchRows>(s, x), Dense<T, false>{w, s.k, k, s.k}, s.n * s.ho * s.wo, s.k, k, result, s.precision,
+         workspace, stream);
 }
 
 template <class T>
@@ -123,13 +120,9 @@ int64_t conv2d_backward_w_workspace(const Conv2dShape& s) {
 
 template <class T>
 void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace, Stream stream) {
-  Jobs<Job<T, PatchColumns<T>, Dense<T, false>>, 1> jobs{};
-  auto& job = jobs.job[0];
-  job.m = s.kh * s.kw * s.c, job.n = s.k, job.k = s.n * s.ho * s.wo;
-  job.a = patches_of_x<T, PatchColumns>(s, x);
-  job.b = {dy, s.k, job.k, s.k};
-  job.result = plain_result(dw, s.k);
-  matmul(jobs, 1, cut<T>(job.m, job.n, job.k, s.precision), s.precision, workspace, stream);
+  const int64_t pixels = s.n * s.ho * s.wo;
+  matmul(patches_of_x<T, PatchColumns>(s, x), Dense<T, false>{dy, s.k, pixels, s.k}, s.kh * s.kw * s.c, s.k, pixels,
+         plain_result(dw, s.k), s.precision, workspace, stream);
 }
 
 #define INSTANTIATE(T)                                                                                     \

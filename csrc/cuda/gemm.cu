@@ -9,12 +9,8 @@ template <class T, bool kTransposeA, bool kTransposeB>
 void run(const GemmShape& s, const T* a, const T* b, const Result<T>& result, T* workspace, Stream stream) {
   using A = Dense<T, !kTransposeA>;
   using B = Dense<T, kTransposeB>;
-  Jobs<Job<T, A, B>, 1> jobs{};
-  jobs.job[0].a = A{a, s.m, s.k, kTransposeA ? s.m : s.k};
-  jobs.job[0].b = B{b, s.n, s.k, kTransposeB ? s.k : s.n};
-  jobs.job[0].result = result;
-  jobs.job[0].m = s.m, jobs.job[0].n = s.n, jobs.job[0].k = s.k;
-  matmul(jobs, 1, cut<T>(s.m, s.n, s.k, s.precision), s.precision, workspace, stream);
+  matmul(A{a, s.m, s.k, kTransposeA ? s.m : s.k}, B{b, s.n, s.k, kTransposeB ? s.k : s.n}, s.m, s.n, s.k, result,
+         s.precision, workspace, stream);
 }
 
 }  // namespace

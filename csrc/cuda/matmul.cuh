@@ -524,4 +524,14 @@ void matmul(Jobs<J, kJobs> jobs, int count, const Cut& c, Precision precision, t
   }
 }
 
+// One product of m x n results over k.
+template <class T, class A, class B>
+void matmul(const A& a, const B& b, int64_t m, int64_t n, int64_t k, const Result<T>& result, Precision precision,
+            T* workspace, Stream stream) {
+  Jobs<Job<T, A, B>, 1> jobs{};
+  jobs.job[0].a = a, jobs.job[0].b = b, jobs.job[0].result = result;
+  jobs.job[0].m = m, jobs.job[0].n = n, jobs.job[0].k = k;
+  matmul(jobs, 1, cut<T>(m, n, k, precision), precision, workspace, stream);
+}
+
 }  // namespace fastnn::FASTNN_TARGET

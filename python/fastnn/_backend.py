@@ -41,24 +41,12 @@ _host_name = "cpu"  # which module computes on NumPy arrays; tests put another o
 
 def of(array: object, op: str, name: str) -> Backend:
     """The backend of an array, or a TypeError that says what was given instead of one."""
+    array = adopt(array)
     if isinstance(array, np.ndarray):
         return _host(_host_name)
-    if hasattr(array, "__cuda_array_interface__") or _dlpack_device(array) in _DLPACK_CUDA:
+    if hasattr(array, "__cuda_array_interface__"):
         return _cuda()
-    if _dlpack_device(array) == _DLPACK_CPU:
-        return _host(_host_name)
     raise TypeError(f"{op}: {name} must be a NumPy or CuPy array, got {type(array).__name__}")
-
-
-# Device types of DLPack (https://dmlc.github.io/dlpack/latest/c_api.html): CUDA's own and its managed memory.
-_DLPACK_CPU, _DLPACK_CUDA = 1, (2, 13)
-
-
-def _dlpack_device(array: object) -> int | None:
-    try:
-        return int(array.__dlpack_device__()[0])  # type: ignore[attr-defined]
-    except AttributeError:
-        return None
 
 
 def adopt(array: Any) -> Any:
@@ -66,15 +54,19 @@ def adopt(array: Any) -> Any:
 
     CuPy lets its current stream wait for the one that an exporter names, as both protocols ask for.
     """
-    if isinstance(array, (np.ndarray, np.generic)) or not hasattr(type(array), "__dlpack__"):
-        if not hasattr(array, "__cuda_array_interface__"):
-            return array
-    elif _dlpack_device(array) == _DLPACK_CPU:
-        return np.from_dlpack(array)
-    xp = _cuda().xp
-    if isinstance(array, xp.ndarray):
+    if isinstance(array, np.ndarray):
         return array
-    return xp.asarray(array) if hasattr(array, "__cuda_array_interface__") else xp.from_dlpack(array)
+    device = int(array.__dlpack_device__()[0]) if hasattr(array, "__dlpack_device__") else None
+    if hasattr(array, "__cuda_array_interface__") or device in _DLPACK_CUDA:
+        xp = _cuda().xp
+        if isinstance(array, xp.ndarray):
+            return array
+        return xp.asarray(array) if hasattr(array, "__cuda_array_interface__") else xp.from_dlpack(array)
+    return np.from_dlpack(array) if device == _DLPACK_CPU else array
+
+
+# Device types of DLPack (https://dmlc.github.io/dlpack/latest/c_api.html): the CPU; CUDA's own memory and its managed memory.
+_DLPACK_CPU, _DLPACK_CUDA = 1, (2, 13)
 
 
 def cuda_state() -> str:

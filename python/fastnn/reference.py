@@ -106,10 +106,10 @@ def _f64(*arrays: npt.ArrayLike) -> Any:
 _PRECISIONS = {"tf32": (13, False), "bfloat16": (16, True)}
 
 
-def _factors(precision: str, *arrays: Array) -> list[Array]:
+def _factors(precision: str, *arrays: Array) -> Any:
     """The arrays in float64, after rounding them to a lower precision where one is asked for."""
     if precision == "float32":
-        return [np.asarray(array, dtype=np.float64) for array in arrays]
+        return _f64(*arrays)
     _require(precision in _PRECISIONS, f"precision must be float32, tf32 or bfloat16, got {precision!r}")
     cut, ties_to_even = _PRECISIONS[precision]
     rounded = []
