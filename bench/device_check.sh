@@ -45,7 +45,7 @@ step build 150 python3 -m pip install -q --no-build-isolation --no-deps --no-ind
   -C cmake.define.FASTNN_CUDA=ON -C cmake.define.FASTNN_CUDA_ARCHITECTURES="$architecture" .
 step info 10 python3 -m fastnn info
 step tests 120 python3 -m pytest -q -p no:cacheprovider
-op_tests=(tests/test_gemm.py tests/test_conv2d.py tests/test_pool2d.py tests/test_activation.py tests/test_loss.py
+op_tests=(tests/test_gemm.py tests/test_conv2d.py tests/test_pool2d.py tests/test_conv_pool.py tests/test_activation.py tests/test_loss.py
           tests/test_norm.py tests/test_optimizer_steps.py)
 # The sanitizer slows kernels down by far: one case of each kind.
 for tool in memcheck racecheck; do

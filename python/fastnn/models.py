@@ -18,6 +18,7 @@ from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
 from .layers.base import assign
+from .layers.fusion import Block, fuse
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
@@ -61,6 +62,7 @@ class Sequential:
         self._input_shape: tuple[int, ...] | None = None
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
+        self._fused: tuple[list[Layer], list[Block]] = ([], [])  # layers, and what they became
         for layer in layers or ():
             self.add(layer)
 
@@ -201,13 +203,20 @@ class Sequential:
 
     # ------------------------------------------------------------------ forward and backward
 
+    @property
+    def blocks(self) -> list[Block]:
+        """What forward and backward run: the layers, some of them computed as one."""
+        if self._fused[0] != self.layers:
+            self._fused = list(self.layers), fuse(self.layers)
+        return self._fused[1]
+
     def forward(
         self, x: Array, training: bool = False, rng: np.random.Generator | None = None
     ) -> tuple[Array, list[Any]]:
-        """x (N, ...) of the model's dtype -> (y, what backward needs of each layer)."""
+        """x (N, ...) of the model's dtype -> (y, what backward needs of each block)."""
         saved = []
-        for layer in self.layers:
-            x, kept = layer.forward(x, training, rng)
+        for block in self.blocks:
+            x, kept = block.forward(x, training, rng)
             saved.append(kept)
         return x, saved
 
@@ -217,14 +226,15 @@ class Sequential:
         Without need_dx, layers below the first trainable one are left out. Empties `saved` on its way, so
         that activations are freed as soon as they have served.
         """
-        trained = [i for i, layer in enumerate(self.layers) if layer.trainable and layer.params]
-        lowest = 0 if need_dx else min(trained, default=len(self.layers))
+        blocks = self.blocks
+        trained = [i for i, block in enumerate(blocks) if block.trainable and block.params]
+        lowest = 0 if need_dx else min(trained, default=len(blocks))
         grads: list[Array] = []
         dx: Array | None = dy
-        for i in reversed(range(lowest, len(self.layers))):
+        for i in reversed(range(lowest, len(blocks))):
             assert dx is not None
-            dx, of_layer = self.layers[i].backward(dx, saved.pop(), need_dx or i > lowest)
-            grads.extend(of_layer[key] for key in reversed(self.layers[i].params) if key in of_layer)
+            dx, of_block = blocks[i].backward(dx, saved.pop(), need_dx or i > lowest)
+            grads.extend(of_block[key] for key in reversed(blocks[i].params) if key in of_block)
         grads.reverse()
         return dx if need_dx else None, grads
 
@@ -364,8 +374,8 @@ class Sequential:
         if not math.isfinite(sums[0]):
             optimizer.iterations += 1
             return sums
-        for layer, kept in zip(self.layers, saved, strict=True):
-            layer.update_state(kept)
+        for block, kept in zip(self.blocks, saved, strict=True):
+            block.update_state(kept)
         _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
         optimizer.apply(self.trainable_weights, grads)
         return sums
