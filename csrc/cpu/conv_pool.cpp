@@ -166,6 +166,12 @@ constexpr auto segments_table(std::integer_sequence<int, V...>) {
   return std::array<decltype(&add_segments<T, 1, 1>), sizeof...(V)>{&add_segments<T, S, V + 1>...};
 }
 
+// Segments of a length that add_rows takes at once.
+template <class T>
+int64_t rows_together(int64_t length) {
+  return length <= kMaxVectors / kMaxSegments * kWidth<T> ? kMaxSegments : 1;
+}
+
 // The same for any number of segments of any length.
 template <class T>
 void add_rows(const Term<T>* terms, int64_t count, int64_t segments, int64_t length, int64_t shift, int64_t row_step, T* out,
@@ -180,7 +186,7 @@ void add_rows(const Term<T>* terms, int64_t count, int64_t segments, int64_t len
     const int64_t n = std::min<int64_t>(length - begin, kMaxVectors * W), vectors = (n + W - 1) / W;
     const simd::First<T> last(n - (vectors - 1) * W);
     for (int64_t s = 0; s < segments;) {
-      const int64_t together = vectors <= kShort ? std::min<int64_t>(segments - s, kMaxSegments) : 1;
+      const int64_t together = std::min(segments - s, rows_together<T>(n));
       const auto add = (together == 1 ? one.data() : together == 2 ? two.data() : three.data())[vectors - 1];
       add(terms, count, shift + begin + s * row_step, row_step, last, out + begin + s * out_step, out_step);
       s += together;
@@ -249,31 +255,59 @@ int64_t band_count(const Conv2dShape& s) {
   return std::clamp<int64_t>(16 / std::max<int64_t>(s.n, 1), 1, std::max<int64_t>(s.h / 8, 1));
 }
 
-// Adds what the winners of one window send to rows [first_row, end_row) of dx.
+// The winners of a few windows side by side, listed by window and position. The rows of taps come one after another over all
+// of them, so that a row of the filter serves many windows from L1.
 template <class T>
-void scatter_window(const Geometry& g, int64_t window, const T* dy, const uint8_t* argmax, const T* filter,
-                    int64_t first_row, int64_t end_row, T* dx, Term<T>* terms, int64_t* count) {
-  const Conv2dShape& s = g.conv;
-  // Channels by the position that won: terms[position * K ...]. A position that is none is left out.
-  std::fill(count, count + g.positions, 0);
-  for (int64_t k = 0; k < s.k; ++k) {
-    const int64_t position = argmax[k];
-    if (position < g.positions) terms[position * s.k + count[position]++] = {filter + k * g.pieces.length, dy[k]};
+class InputGradient {
+ public:
+  static constexpr int64_t kWindows = 8;
+
+  explicit InputGradient(const Geometry& g)
+      : g_(g), terms_(new Term<T>[size_t(kWindows * g.positions * g.conv.k)]), count_(size_t(kWindows * g.positions)) {}
+
+  // Adds what the winners of windows [begin, end) send to rows [first_row, end_row) of dx; dy and argmax are the first
+  // window's, `filter` is laid out as Pieces say.
+  void add(int64_t begin, int64_t end, const T* dy, const uint8_t* argmax, const T* filter, int64_t first_row,
+           int64_t end_row, T* dx) {
+    const int64_t k = g_.conv.k;
+    std::fill(count_.begin(), count_.end(), 0);
+    for (int64_t window = 0; window < end - begin; ++window, dy += k, argmax += k)
+      for (int64_t channel = 0; channel < k; ++channel) {
+        if (argmax[channel] >= g_.positions) continue;  // none
+        const int64_t list = window * g_.positions + argmax[channel];
+        terms_[size_t(list * k + count_[size_t(list)]++)] = {filter + channel * g_.pieces.length, dy[channel]};
+      }
+    const int64_t together = rows_together<T>(g_.pieces.length);
+    for (int64_t r = 0; r < g_.conv.kh; r += together)
+      for (int64_t list = 0; list < (end - begin) * g_.positions; ++list)
+        if (count_[size_t(list)] > 0)
+          add_taps(list, g_.output(begin + list / g_.positions, list % g_.positions), r, r + together, first_row, end_row,
+                   dx);
   }
-  for (int64_t position = 0; position < g.positions; ++position) {
-    const auto [row, col] = g.output(window, position);
-    if (count[position] == 0 || !row) continue;
-    // The taps of the row that lie in the band.
-    const auto from = [&](int64_t edge) { return edge <= row->source ? 0 : (edge - row->source + s.dh - 1) / s.dh; };
-    const int64_t begin = from(first_row), end = std::min(row->taps, from(end_row));
-    if (begin >= end) continue;
-    g.pieces.each(s, *col, [&, row = row, col = col](int64_t in_filter, int64_t in_x, int64_t length) {
-      add_rows(terms + position * s.k, count[position], end - begin, length,
-               in_filter + (row->tap + begin) * g.pieces.row_step(), g.pieces.row_step(),
-               dx + g.x.at(0, row->source + begin * s.dh, col->source) + in_x, s.dh * g.x.w * g.x.c);
+
+ private:
+  // Rows [begin, end) of the taps, as far as they lie in the image and the rows of dx.
+  void add_taps(int64_t list, Geometry::Output output, int64_t begin, int64_t end, int64_t first_row, int64_t end_row,
+                T* dx) {
+    const Conv2dShape& s = g_.conv;
+    if (!output.row) return;
+    const Point &row = *output.row, &col = *output.col;
+    const auto tap_at = [&](int64_t edge) {  // the first whose source is not above the edge
+      return row.tap + (edge <= row.source ? 0 : (edge - row.source + s.dh - 1) / s.dh);
+    };
+    begin = std::max(begin, tap_at(first_row)), end = std::min({end, row.tap + row.taps, tap_at(end_row)});
+    if (begin >= end) return;
+    g_.pieces.each(s, col, [&](int64_t in_filter, int64_t in_x, int64_t length) {
+      add_rows(terms_.get() + list * s.k, count_[size_t(list)], end - begin, length,
+               in_filter + begin * g_.pieces.row_step(), g_.pieces.row_step(),
+               dx + g_.x.at(0, row.source + (begin - row.tap) * s.dh, col.source) + in_x, s.dh * g_.x.w * g_.x.c);
     });
   }
-}
+
+  const Geometry& g_;
+  const std::unique_ptr<Term<T>[]> terms_;  // K for each window and position
+  std::vector<int64_t> count_;
+};
 
 // ---- Gradient of the filter: an item is a slice of the batch's units by a block of channels. A unit is a run of windows of
 // one image, whose winners are listed for each channel first.
@@ -502,15 +536,15 @@ void conv2d_max_pool2d_backward_x(const ConvPoolShape& shape, const T* dy, const
     const int64_t first_row = s.h * band / bands, end_row = s.h * (band + 1) / bands;
     T* image = dx + g.x.at(n, 0, 0);
     std::fill(image + g.x.at(0, first_row, 0), image + g.x.at(0, end_row, 0), T(0));
-    const std::unique_ptr<Term<T>[]> terms(new Term<T>[size_t(g.positions * s.k)]);
-    std::vector<int64_t> count(static_cast<size_t>(g.positions));
+    InputGradient<T> gradient(g);
     for (int64_t i = 0; i < shape.pool.ho; ++i) {
       // Rows of x that this row of windows can reach.
       const int64_t top = (i * shape.pool.sh - shape.pool.pad_top) * s.sh - s.pad_top;
       if (top >= end_row || top + (shape.pool.kh - 1) * s.sh + reach < first_row) continue;
-      for (int64_t window = i * shape.pool.wo; window < (i + 1) * shape.pool.wo; ++window) {
-        const int64_t at = (n * g.windows + window) * s.k;
-        scatter_window(g, window, dy + at, argmax + at, filter, first_row, end_row, image, terms.get(), count.data());
+      for (int64_t begin = i * shape.pool.wo, last = begin + shape.pool.wo; begin < last;) {
+        const int64_t end = std::min(begin + gradient.kWindows, last), at = (n * g.windows + begin) * s.k;
+        gradient.add(begin, end, dy + at, argmax + at, filter, first_row, end_row, image);
+        begin = end;
       }
     }
   });
