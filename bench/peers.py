@@ -13,6 +13,8 @@ import os
 import platform
 
 import numpy as np
+from fastnn.bench import cases
+from fastnn.bench.timing import FLUSH_BYTES, Prepared, Unsupported, event_clock, step_clock, wall_clock
 
 # What a contender is measured at where nothing else is asked for, by device.
 DEFAULT = {
@@ -120,10 +122,12 @@ def library(name: str, device: str, threads: int):
 class Peer:
     """Finds the method of a case's family, and times by the processor's clock."""
 
+    devices: tuple[str, ...] = ("cpu",)
+
     def __init__(self, variants: frozenset[str], device: str, threads: int) -> None:
         self.variants, self.device, self.threads = variants, device, threads
-        if device != "cpu":
-            raise ValueError(f"{type(self).__name__} is measured on the CPU only")
+        if device not in self.devices:
+            raise ValueError(f"{type(self).__name__} is not measured with --device {device}")
         self.load()
 
     def load(self) -> None:
@@ -132,20 +136,17 @@ class Peer:
     def describe(self) -> dict[str, str]:
         return {"python": platform.python_version(), "numpy": np.__version__}
 
-    def clock(self, call, calls):
-        from fastnn.bench.timing import wall_clock
-
-        return wall_clock(call, calls)
+    def clock(self, case):
+        """How a case's calls are timed."""
+        return wall_clock
 
     def prepare(self, case, which, inputs):
-        from fastnn.bench.timing import Prepared, Unsupported
-
         method = getattr(self, case.family.name, None)
         if method is None:
             raise Unsupported(f"no bench of {type(self).__name__} for {case.family.name}")
         if case.precision != "float32" and self.device == "cpu":
             raise Unsupported(f"{case.precision} is for GPUs")
-        return Prepared(*method(case, which, inputs))
+        return Prepared(*method(case, which, inputs), self.clock(case))
 
 
 class NumPy(Peer):
@@ -176,12 +177,20 @@ def _nchw(x: np.ndarray) -> np.ndarray:
 
 
 class Torch(Peer):
-    """PyTorch: oneDNN and MKL on the CPU, cuDNN and cuBLAS on a GPU."""
+    """PyTorch: oneDNN and MKL on the CPU, cuDNN and cuBLAS on a GPU. There, float32 is float32, for convolutions too."""
+
+    devices = ("cpu", "cuda")
 
     def load(self):
         import torch
 
-        self.torch = torch
+        self.torch, self.dtype = torch, torch.float32
+        if self.device == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError("this PyTorch sees no GPU: install its CUDA build")
+            self.flushed = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+        elif "graph" in self.variants:
+            raise ValueError("CUDA graphs are for --device cuda")
         torch.set_num_threads(self.threads)
         self.format = torch.channels_last if "channels-last" in self.variants else torch.contiguous_format
 
@@ -193,27 +202,55 @@ class Torch(Peer):
             "threads": str(torch.get_num_threads()),
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "malloc": "tuned" if "MALLOC_MMAP_THRESHOLD_" in os.environ else "default",
+            **self._gpu(),
         }
+
+    def _gpu(self):
+        torch = self.torch
+        if self.device == "cpu":
+            return {}
+        name, cudnn = torch.cuda.get_device_name(), torch.backends.cudnn.version()
+        return {"gpu": name, "cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+
+    def prepare(self, case, which, inputs):
+        tf32 = case.precision == "tf32"
+        self.torch.backends.cudnn.allow_tf32 = self.torch.backends.cuda.matmul.allow_tf32 = tf32
+        self.dtype = self.torch.bfloat16 if case.precision == "bfloat16" else self.torch.float32
+        return super().prepare(case, which, inputs)
+
+    def clock(self, case):
+        torch = self.torch
+        if self.device == "cpu":
+            return super().clock(case)
+        if case.family.whole:
+            return step_clock(lambda _: torch.cuda.synchronize())
+
+        def elapsed_ms(begin, end):
+            end.synchronize()
+            return begin.elapsed_time(end)
+
+        return event_clock(lambda: torch.cuda.Event(enable_timing=True), elapsed_ms, self.flushed.zero_)
 
     # ------------------------------------------------------------------ to and fro
 
     def flat(self, x):
-        return self.torch.from_numpy(x).to(self.device)
+        x = self.torch.from_numpy(x).to(self.device)
+        return x.to(self.dtype) if x.dtype == self.torch.float32 else x
 
     def image(self, x):
         """NHWC to NCHW of the contender's memory format."""
-        x = self.torch.from_numpy(x).to(self.device).permute(0, 3, 1, 2)
+        x = self.flat(x).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=self.format)
 
     def filter(self, w):
         """HWIO to OIHW, of the contender's memory format."""
-        w = self.torch.from_numpy(w).to(self.device).permute(3, 2, 0, 1)
+        w = self.flat(w).permute(3, 2, 0, 1)
         return w.contiguous(memory_format=self.format)
 
     @staticmethod
     def back(y):
         """NumPy's, of whatever it is; images become NHWC."""
-        y = y.detach()
+        y = y.detach().float()
         return (y.permute(0, 2, 3, 1) if y.ndim == 4 else y).cpu().numpy()
 
     def _no_grad(self, call):
@@ -244,7 +281,10 @@ class Torch(Peer):
 
         if which == "backward_x":
             return self._no_grad(call), lambda y: [self.back(y[0])]
-        return self._no_grad(call), lambda y: [y[1].permute(2, 3, 1, 0).cpu().numpy(), self.back(y[2])]
+        return self._no_grad(call), lambda y: [
+            y[1].permute(2, 3, 1, 0).float().cpu().numpy(),
+            self.back(y[2]),
+        ]
 
     def max_pool2d(self, case, which, i):
         x, dy, r, u = self.image(i["x"]), self.image(i["dy"]), [case["r"]] * 2, [case["u"]] * 2
@@ -286,11 +326,10 @@ class Torch(Peer):
     relu = sigmoid = tanh = softmax = _activation
 
     def batch_norm(self, case, which, i):
-        from fastnn.bench.cases import BatchNorm
 
         x, dy = self.image(i["x"]), self.image(i["dy"])
         gamma, beta, aten = self.flat(i["gamma"]), self.flat(i["beta"]), self.torch.ops.aten
-        epsilon = BatchNorm.epsilon
+        epsilon = cases.BatchNorm.epsilon
         forward = lambda: aten.native_batch_norm(x, gamma, beta, None, None, True, 0.0, epsilon)  # noqa: E731
         if which == "forward":
             return self._no_grad(forward), lambda y: [self.back(y[0])]
@@ -302,9 +341,10 @@ class Torch(Peer):
     # ------------------------------------------------------------------ networks
 
     def adam(self, parameters):
-        from fastnn.bench import cases
 
         fused = {"fused": True} if self.variants & {"fused", "compile", "graph"} else {}
+        if "graph" in self.variants:
+            fused["capturable"] = True
         betas = (cases.BETA_1, cases.BETA_2)
         return self.torch.optim.Adam(
             parameters, lr=cases.LEARNING_RATE, betas=betas, eps=cases.EPSILON, **fused
@@ -313,10 +353,10 @@ class Torch(Peer):
     def adam_step(self, case, which, i):
         torch = self.torch
         ws = [torch.nn.Parameter(self.flat(w)) for w in i["ws"]]
-        optimizer = self.adam(ws)
+        optimizer, fused = self.adam(ws), "fused" in self.variants
         for w, dw, m, v in zip(ws, i["dws"], i["ms"], i["vs"], strict=True):
             w.grad = self.flat(dw)
-            step = torch.tensor(float(case.family.step - 1))
+            step = torch.tensor(float(case.family.step - 1), device=self.device if fused else "cpu")
             optimizer.state[w] = {"step": step, "exp_avg": self.flat(m), "exp_avg_sq": self.flat(v)}
 
         def call():
@@ -327,7 +367,6 @@ class Torch(Peer):
 
     def network(self, name, weights):
         """The network of cases.NETWORKS with these weights; the first matrix's rows come in PyTorch's order of pixels."""
-        from fastnn.bench import cases
 
         torch, nn = self.torch, self.torch.nn
         shapes, modules = cases.NETWORKS[name], []
@@ -357,7 +396,27 @@ class Torch(Peer):
     def inference(self, case, which, i):
         model, x = self.network(case["x"], i["weights"]).eval(), self.image(i["x"])
         run = self.torch.compile(model) if "compile" in self.variants else model
-        return self._no_grad(lambda: run(x)), lambda y: [self.back(y)]
+        call = self._no_grad(lambda: run(x))
+        return self._graph(call) if "graph" in self.variants else call, lambda y: [self.back(y)]
+
+    def _graph(self, call, warm=3):
+        """The call as a captured graph; its result lies in the same memory each time."""
+        torch = self.torch
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries choose kernels and allocate before the capture
+            for _ in range(warm):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = call()
+
+        def replay():
+            graph.replay()
+            return result
+
+        return replay
 
     def train_step(self, case, which, i):
         torch = self.torch
@@ -377,17 +436,64 @@ class Torch(Peer):
             step += 1
             return loss
 
+        if "graph" in self.variants:
+            call = self._training_graph(model, optimizer, xs, labels)
         return call, lambda loss: [self.back(loss)]
+
+    def _training_graph(self, model, optimizer, xs, labels):
+        """The step on fixed memory, into which each batch is copied, captured; the weights begin as they were."""
+        torch = self.torch
+        x, label = xs[0].clone(), labels[0].clone()
+        begin = [w.detach().clone() for w in model.parameters()]
+
+        def step():
+            optimizer.zero_grad(set_to_none=True)
+            loss = torch.nn.functional.cross_entropy(model(x), label)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        replay, count = self._graph(step), 0
+        with torch.no_grad():
+            for w, first in zip(model.parameters(), begin, strict=True):
+                w.copy_(first)
+                for value in optimizer.state[w].values():
+                    value.zero_()
+
+        def call():
+            nonlocal count
+            x.copy_(xs[count % len(xs)])
+            label.copy_(labels[count % len(xs)])
+            count += 1
+            return replay()
+
+        return call
 
 
 class Jax(Peer):
-    """JAX through XLA, jitted; a call waits for its result."""
+    """JAX through XLA, jitted; a call waits for its result. On a GPU whole steps alone are measured, which need no wait for
+    each, and float32 is float32."""
+
+    devices = ("cpu", "cuda")
 
     def load(self):
         os.environ.setdefault("JAX_PLATFORMS", self.device)
+        os.environ.setdefault(
+            "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+        )  # the GPU is shared with the other contenders
         import jax
 
         self.jax = jax
+        jax.config.update("jax_default_matmul_precision", "highest")
+        self.wait = jax.block_until_ready if self.device == "cpu" else lambda result: result
+
+    def prepare(self, case, which, inputs):
+        if self.device == "cuda" and not case.family.whole:
+            raise Unsupported("JAX has no events to time single kernels by")
+        return super().prepare(case, which, inputs)
+
+    def clock(self, case):
+        return super().clock(case) if self.device == "cpu" else step_clock(self.jax.block_until_ready)
 
     def describe(self):
         import jaxlib
@@ -401,8 +507,8 @@ class Jax(Peer):
 
     def _jitted(self, function, *arguments, results=lambda y: [y]):
         run, put = self.jax.jit(function), self.jax.device_put(arguments)
-        block = self.jax.block_until_ready
-        return lambda: block(run(*put)), lambda y: [np.asarray(v) for v in results(y)]
+        wait = self.wait
+        return lambda: wait(run(*put)), lambda y: [np.asarray(v) for v in results(y)]
 
     def gemm(self, case, which, i):
         ta, tb = (c == "t" for c in case["t"])
@@ -436,7 +542,6 @@ class Jax(Peer):
         return self._jitted(lambda dy, x: self.jax.vjp(pool, x)[1](dy)[0], i["dy"], i["x"])
 
     def _forward(self, name, weights, x):
-        from fastnn.bench import cases
 
         jax, lax = self.jax, self.jax.lax
         shapes = cases.NETWORKS[name]
@@ -461,7 +566,6 @@ class Jax(Peer):
 
     def train_step(self, case, which, i):
         import optax
-        from fastnn.bench import cases
 
         jax = self.jax
         adam = optax.adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, eps=cases.EPSILON)
@@ -484,9 +588,40 @@ class Jax(Peer):
             nonlocal weights, state, step
             weights, state, loss = update(weights, state, xs[step % len(xs)], labels[step % len(xs)])
             step += 1
-            return loss.block_until_ready()
+            return self.wait(loss)
 
         return call, lambda loss: [np.asarray(loss)]
+
+
+class CuPy(Peer):
+    """cuBLAS as CuPy calls it, in float32."""
+
+    devices = ("cuda",)
+
+    def load(self):
+        import cupy
+
+        self.cupy = cupy
+        self.flushed = cupy.empty(FLUSH_BYTES, np.uint8)
+
+    def describe(self):
+        cuda = self.cupy.cuda
+        version = cuda.cublas.getVersion(cuda.device.get_cublas_handle())
+        return {**super().describe(), "cupy": self.cupy.__version__, "cublas": str(version)}
+
+    def clock(self, case):
+        def elapsed_ms(begin, end):
+            end.synchronize()
+            return self.cupy.cuda.get_elapsed_time(begin, end)
+
+        return event_clock(self.cupy.cuda.Event, elapsed_ms, lambda: self.flushed.fill(0))
+
+    def gemm(self, case, which, i):
+        if case.precision != "float32":
+            raise Unsupported("CuPy multiplies float32 in float32")
+        a, b = self.cupy.asarray(i["a"]), self.cupy.asarray(i["b"])
+        a, b = (a.T if case["t"][0] == "t" else a), (b.T if case["t"][1] == "t" else b)
+        return lambda: a @ b, lambda y: [y.get()]
 
 
 class TensorFlow(Peer):
@@ -555,7 +690,6 @@ class TensorFlow(Peer):
     def network(self, name, weights):
         """The network of cases.NETWORKS as a Keras model."""
         import keras
-        from fastnn.bench import cases
 
         layers, shapes = keras.layers, cases.NETWORKS[name]
         model = keras.Sequential([keras.Input(cases.IMAGE)])
@@ -574,7 +708,6 @@ class TensorFlow(Peer):
 
     def _adam(self):
         import keras
-        from fastnn.bench import cases
 
         return keras.optimizers.Adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, cases.EPSILON)
 
@@ -638,7 +771,6 @@ class Keras(TensorFlow):
 
 def onnx_network(name, weights):
     """The network of cases.NETWORKS as the bytes of an ONNX model: x (n, 3, 32, 32) to y (n, 10)."""
-    from fastnn.bench import cases
     from onnx import TensorProto, checker, helper, numpy_helper
 
     shapes, nodes, stored, last = cases.NETWORKS[name], [], [], "x"
@@ -729,6 +861,7 @@ LIBRARIES = {
     "tensorflow": TensorFlow,
     "keras": Keras,
     "jax": Jax,
+    "cupy": CuPy,
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
 }

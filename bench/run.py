@@ -9,7 +9,8 @@ results are compared with the reference before it is timed; in each round every 
 are medians over the rounds with the 20th and 80th percentile, and ratios are taken within a round. bench/peers.py has the
 contenders, fastnn/bench/cases.py the cases. A library that is missing is skipped by name.
 
---out DIR gets results.json, results.md and roofline.png (which needs matplotlib); results.json is renewed after each case.
+--out DIR gets results.json and results.md, renewed after each case, and roofline.png, which needs matplotlib. --device cuda
+measures on a GPU: kernels by events around calls with a flushed L2 cache, whole steps by the wall, launches included.
 """
 
 from __future__ import annotations
@@ -300,20 +301,19 @@ class Run:
             told[name] = dict(contender.told)
             if wall:  # a peer whose threads spin between its turns would slow the others down
                 told[name]["processor use between turns"] = f"{100 * cpu / wall:.1f}%"
-        return {
-            "schema": report.SCHEMA,
-            "title": self.chosen.title,
-            "machine": report.machine(),
-            "settings": settings,
-            "contenders": told,
-            "peak": peak,
-            "results": [timing.summarise(*found, peak) for found in self.found],
-        }
+        results = [timing.summarise(*found, peak) for found in self.found]
+        return report.content(self.chosen.title, settings, told, peak, results)
 
     def stop(self) -> None:
         """End all contenders."""
         for contender in self.contenders.values():
             contender.stop()
+
+
+def write(content: dict, out: Path) -> None:
+    """results.json and results.md."""
+    report.save(content, out / "results.json")
+    (out / "results.md").write_text(report.markdown(content), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -335,15 +335,14 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{report.TITLES}\n")
             for case in chosen.cases:
                 run.measure(case)
-                if out:
-                    report.save(run.content(), out / "results.json")
+                if out:  # each time: what stops the run leaves what it has
+                    write(run.content(), out)
             run.measure_peak()
             content = run.content()
         finally:
             run.stop()
     if out:
-        report.save(content, out / "results.json")
-        (out / "results.md").write_text(report.markdown(content), encoding="utf-8")
+        write(content, out)
         try:
             roofline.draw(content, out / "roofline.png")
         except (ImportError, ValueError) as error:

@@ -122,6 +122,7 @@ class Family:
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
     checked_calls: ClassVar[int] = 1  # results of so many calls in a row are compared
     least_calls: ClassVar[int] = 1  # in a turn
+    whole: ClassVar[bool] = False  # on a GPU, launches from the host are part of its time
     items: ClassVar[str] = ""  # what a rate counts, where it is not operations or bytes
 
     _FIELD: ClassVar[re.Pattern[str]] = re.compile(r"\{(\w)(?::([^}]*))?\}")
@@ -503,6 +504,7 @@ class TrainStep(Family):
     passes = ("step",)
     checked_calls = 4
     least_calls = 4
+    whole = True
     items = "images"
 
     def inputs(self, case: Case, rng: np.random.Generator) -> Inputs:
@@ -549,6 +551,7 @@ class Inference(Family):
     name = "inference"
     template = "{x:tutorial}-n{n}"
     passes = ("forward",)
+    whole = True
     items = "images"
 
     def inputs(self, case: Case, rng: np.random.Generator) -> Inputs:
@@ -668,16 +671,27 @@ SUITES: dict[str, list[str]] = {
     ],
     "norm": ["batch_norm/n32h32w32c64"],
     "optimizer": ["adam_step/tutorial"],
+    "precision": [  # on a GPU's tensor cores
+        f"{case}:{precision}"
+        for precision in ("tf32", "bfloat16")
+        for case in (
+            "gemm/m1024n1024k1024",
+            "gemm/m4096n4096k4096",
+            "conv2d/n128h15w15c32k64r3s3",
+            "conv2d/n32h32w32c64k64r3s3p1",
+            "conv2d/n32h8w8c256k256r3s3p1",
+        )
+    ],
 }
 
 
 def select(names: Iterable[str]) -> list[Case]:
-    """The cases that names mean: a suite, a case, a pattern such as `conv2d/*` over the suites' cases, or `all`."""
+    """The cases that names mean: a suite, a case, a pattern over the suites' cases such as `conv2d/*`, or `all` of float32."""
     every = list(dict.fromkeys(name for suite in SUITES.values() for name in suite))
     chosen: dict[str, Case] = {}
     for name in names:
         if name == "all":
-            found = every
+            found = [case for case in every if ":" not in case]
         elif name in SUITES:
             found = SUITES[name]
         elif any(c in name for c in "*?"):

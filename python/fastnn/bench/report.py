@@ -40,6 +40,25 @@ def machine() -> dict[str, Any]:
     return told
 
 
+def content(
+    title: str,
+    settings: Mapping[str, Any],
+    contenders: Mapping[str, Any],
+    peak: Mapping[str, Any] | None,
+    results: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What stands in a file of results: how, on what, with what, and the entries that timing.summarise makes."""
+    return {
+        "schema": SCHEMA,
+        "title": title,
+        "machine": machine(),
+        "settings": dict(settings),
+        "contenders": dict(contenders),
+        "peak": peak,
+        "results": list(results),
+    }
+
+
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A file of results; ValueError where it is none."""
     try:
@@ -72,14 +91,8 @@ def _rounded(value: Any) -> Any:
 
 def duration(seconds: float) -> str:
     """3 digits and a unit: 12.3 us."""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * factor >= 1 or unit == "us":
-            return (
-                f"{seconds * factor:.3g} {unit}"
-                if seconds * factor < 1000
-                else f"{seconds * factor:.0f} {unit}"
-            )
-    raise AssertionError
+    unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if seconds * f >= 0.9995), ("us", 1e6))
+    return f"{seconds * factor:.3g} {unit}" if seconds * factor < 999.5 else f"{seconds * factor:.0f} {unit}"
 
 
 def rate(figures: Mapping[str, Any]) -> str:
@@ -133,12 +146,12 @@ def text(entry: Mapping[str, Any]) -> str:
     for name, figures in entry["contenders"].items():
         if "skipped" not in figures:
             lines.append(_LINE.format(*columns(name, figures)).rstrip())
-        elif _broken(figures):
+        elif broken(figures):
             lines.append(f"  {name:<32} {figures['skipped']}")
     return "\n".join(lines)
 
 
-def _broken(figures: Mapping[str, Any]) -> bool:
+def broken(figures: Mapping[str, Any]) -> bool:
     """Whether a contender was to have the case and did not do it; that it has no such thing goes without saying."""
     return "skipped" in figures and figures["skipped"].startswith(("wrong", "failed"))
 
@@ -162,7 +175,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for entry in content["results"]:
         for name, figures in entry["contenders"].items():
-            if "skipped" in figures and not _broken(figures):
+            if "skipped" in figures and not broken(figures):
                 continue
             cells = [entry["case"], entry["pass"], *columns(name, figures)]
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")

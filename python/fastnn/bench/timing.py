@@ -20,6 +20,7 @@ import numpy as np
 from .._typing import Array
 from .cases import Case, Expected, Inputs, Work
 
+FLUSH_BYTES = 2**28  # more than the L2 cache of any GPU
 SAME = 0.03  # what differs by less than this is called the same, where the spread allows to say so
 WARM_SECONDS, WARM_CALLS = 0.1, 3
 REST_SECONDS, REST_TRIES = 0.002, 100
@@ -33,12 +34,64 @@ class Wrong(Exception):
     """A result differs from the reference's."""
 
 
+Clock = Callable[[Callable[[], Any], int], float]  # (call, how often) -> seconds of one
+
+
+def wall_clock(call: Callable[[], Any], calls: int) -> float:
+    """Seconds of one call by the processor's clock; a call before brings back what others drove out of the caches."""
+    call()
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - begin) / calls
+
+
+def step_clock(wait: Callable[[Any], Any]) -> Clock:
+    """For calls that a GPU works off behind the host's back: wall time with all launches, until wait(last result) returns."""
+
+    def clock(call: Callable[[], Any], calls: int) -> float:
+        wait(call())
+        begin = time.perf_counter()
+        last = None
+        for _ in range(calls):
+            last = call()
+        wait(last)
+        return (time.perf_counter() - begin) / calls
+
+    return clock
+
+
+def event_clock(
+    event: Callable[[], Any], elapsed_ms: Callable[[Any, Any], float], flush: Callable[[], Any]
+) -> Clock:
+    """For kernels on a GPU: a pair of events around each call.
+
+    flush: overwrites the GPU's L2 cache before each call, outside of the events; while it runs, the host has time to launch
+    the call, so that launches are not in the figure. elapsed_ms may wait for its second event, and is asked in order.
+    """
+
+    def clock(call: Callable[[], Any], calls: int) -> float:
+        call()
+        pairs = []
+        for _ in range(calls):
+            flush()
+            begin, end = event(), event()
+            begin.record()
+            call()
+            end.record()
+            pairs.append((begin, end))
+        return sum(elapsed_ms(begin, end) for begin, end in pairs) / calls / 1e3
+
+    return clock
+
+
 @dataclass
 class Prepared:
     """A call ready to be timed; results brings what it returns into host memory, NHWC and HWIO."""
 
     call: Callable[[], Any]
     results: Callable[[Any], Sequence[Any]]
+    clock: Clock = wall_clock
 
 
 class Library(Protocol):
@@ -50,9 +103,6 @@ class Library(Protocol):
     def prepare(self, case: Case, which: str, inputs: Inputs) -> Prepared:
         """Inputs brought where and how the library likes them. Raises Unsupported."""
 
-    def clock(self, call: Callable[[], Any], calls: int) -> float:
-        """Seconds of one call, as the mean over so many in a row."""
-
 
 class Contender(Protocol):
     """A library somewhere: in this process, or behind a pipe."""
@@ -60,19 +110,10 @@ class Contender(Protocol):
     name: str
 
     def prepare(self, case: Case, which: str, expected: Path) -> dict[str, Any]:
-        """Gives {"error": share of the bound, "seconds": of a call} or {"skipped": reason}."""
+        """Gives {"error": share of the bound, "seconds": a call and its clock take} or {"skipped": reason}."""
 
     def run(self, calls: int) -> float:
         """Seconds of one call."""
-
-
-def wall_clock(call: Callable[[], Any], calls: int) -> float:
-    """Seconds of one call by the processor's clock; one call before brings back what other contenders drove out of the caches."""
-    call()
-    begin = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - begin) / calls
 
 
 def save_expected(expected: Sequence[Expected], path: Path) -> None:
@@ -148,13 +189,15 @@ class Local:
         seconds, begin = float("inf"), time.perf_counter()
         calls = 0
         while calls < WARM_CALLS or time.perf_counter() - begin < WARM_SECONDS:
-            seconds = min(seconds, self.library.clock(prepared.call, 1))
+            start = time.perf_counter()
+            prepared.clock(prepared.call, 1)
+            seconds = min(seconds, (time.perf_counter() - start) / 2)  # a clock makes one call more
             calls += 1
         return {"error": error, "seconds": seconds}
 
     def run(self, calls: int) -> float:
         assert self._prepared is not None
-        return self.library.clock(self._prepared.call, calls)
+        return self._prepared.clock(self._prepared.call, calls)
 
     def enter(self) -> None:
         """The contender's turn begins: what its threads used since `rest` was idling."""
