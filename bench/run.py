@@ -317,7 +317,7 @@ def write(content: dict, out: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benches; exit status 1 where fastnn itself failed a case or gave a wrong result."""
+    """Run the benches; exit status 1 where fastnn is not there, failed a case, or gave a wrong result."""
     chosen = options(argv)
     if chosen.list:
         for case in chosen.cases:
@@ -347,8 +347,10 @@ def main(argv: list[str] | None = None) -> int:
             roofline.draw(content, out / "roofline.png")
         except (ImportError, ValueError) as error:
             print(f"no roofline.png: {error}")
-    ours = [figures["fastnn"] for _, _, figures in run.found if "fastnn" in figures]
-    return 1 if any(f.get("skipped", "").startswith(("wrong", "failed")) for f in ours) else 0
+    print(report.summary(content["results"]))
+    absent = "fastnn" in run.contenders and "skipped" in content["contenders"]["fastnn"]
+    ours = [entry["contenders"]["fastnn"] for entry in content["results"] if "fastnn" in entry["contenders"]]
+    return int(absent or any(map(report.broken, ours)))
 
 
 if __name__ == "__main__":

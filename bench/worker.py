@@ -19,6 +19,8 @@ from pathlib import Path
 
 def serve(folder: str, name: str, device: str, threads: int) -> None:
     """Answer commands until stdin ends."""
+    if hasattr(os, "sched_setaffinity"):  # what some libraries take their number of threads from
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     answers = os.fdopen(os.dup(1), "w")  # libraries print to 1, and that must not get among the answers
     os.dup2(2, 1)
     if name != "fastnn":  # the package without its __init__, so that nothing but fastnn.bench is loaded

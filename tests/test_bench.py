@@ -309,6 +309,7 @@ def test_files_of_results(tmp_path):
     text = report.markdown(content)
     assert "| gemm/m8n8k8 | forward | other | 2 s | 2 s .. 2 s |" in text
     assert "2.00x [2.00, 2.00] faster" in text
+    assert "1 passes; fastnn against other: 1 faster." in text
     (tmp_path / "x.json").write_text("[1")
     with pytest.raises(ValueError, match="is not JSON"):
         report.load(tmp_path / "x.json")

@@ -156,6 +156,20 @@ def broken(figures: Mapping[str, Any]) -> bool:
     return "skipped" in figures and figures["skipped"].startswith(("wrong", "failed"))
 
 
+def summary(results: Sequence[Mapping[str, Any]]) -> str:
+    """In a line: in how many passes fastnn is faster than each of the others, slower, the same, and undecided."""
+    counts: dict[str, dict[str, int]] = {}
+    for entry in results:
+        for name, figures in entry["contenders"].items():
+            if "ratio" in figures:
+                of_name = counts.setdefault(name, dict.fromkeys(("faster", "slower", "same", "undecided"), 0))
+                of_name[figures["ratio"]["verdict"]] += 1
+    told = [
+        f"{name}: {', '.join(f'{n} {word}' for word, n in of.items() if n)}" for name, of in counts.items()
+    ]
+    return f"{len(results)} passes; fastnn against {'; '.join(told) or 'nobody'}"
+
+
 def markdown(content: Mapping[str, Any]) -> str:
     """All results as a document: how measured, on what, and a table."""
     lines = [f"# {content['title']}", ""]
@@ -170,6 +184,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines += [
         "",
         "Medians over rounds in which contenders took turns; ratios within a round, above 1 where fastnn is faster.",
+        f"{summary(content['results'])}.",
     ]
     head = ["case", "pass", *HEADER]
     lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
