@@ -39,9 +39,15 @@ def draw(content, path) -> None:
         edge = peak / gbps
         xs = [low, max(edge, low), max(high, edge)]
         axes.plot(xs, [min(peak, x * gbps) for x in xs], color=ROOF, linewidth=1.4, zorder=1)
-        at = low * 1.1
         axes.text(
-            at, at * gbps * 1.08, f"{label}: {gbps:.0f} GB/s ({size / 2**20:g} MiB)", color=ROOF, fontsize=8.5
+            low * 1.1,
+            low * 1.1 * gbps * 1.06,
+            f"{label}: {gbps:.0f} GB/s ({size / 2**20:g} MiB)",
+            color=ROOF,
+            fontsize=8.5,
+            rotation=45,  # of data, as the roof rises
+            rotation_mode="anchor",
+            transform_rotates_text=True,
         )
     threads = content["settings"]["threads"]
     axes.text(

@@ -59,6 +59,7 @@ class Remote:
         self.log = logs / f"{name}.log"
         self.told: dict = {}
         self.idle = [0.0, 0.0]
+        self.cpu_seconds = 0.0
         command = [
             python,
             str(HERE / "worker.py"),
@@ -115,6 +116,7 @@ class Remote:
         told = self._ask(do="run", calls=calls)
         if "seconds" not in told:
             raise RuntimeError(f"{self.name}: {told['skipped']}")
+        self.cpu_seconds = told["cpu"]
         return told["seconds"]
 
     def stop(self) -> None:

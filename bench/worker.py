@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 import types
 from pathlib import Path
@@ -51,11 +52,14 @@ def serve(folder: str, name: str, device: str, threads: int) -> None:
                 )
                 told["idle"] = [contender.idle_seconds, contender.idle_cpu_seconds]
             else:
+                begin = time.process_time()
                 told = {"seconds": contender.run(command["calls"])}
         except Exception as error:
             traceback.print_exc()
             told = {"skipped": f"failed: {_short(error)}"}
         contender.rest()
+        if command["do"] == "run":
+            told["cpu"] = time.process_time() - begin
         answer(**told)
 
 

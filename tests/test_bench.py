@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -222,7 +223,7 @@ class Scripted:
 
     def __init__(self, name, times, log=None, told=None):
         self.name, self.times, self.log = name, list(times), [] if log is None else log
-        self.told = told or {"error": 0.5, "seconds": 0.01}
+        self.told, self.cpu_seconds = told or {"error": 0.5, "seconds": 0.01}, 0.0
 
     def prepare(self, case, which, expected):
         assert timing.load_expected(expected)
@@ -236,8 +237,8 @@ class Scripted:
 def entry(ours, theirs, name="gemm/m8n8k8"):
     case = cases.parse(name)
     found = {
-        "fastnn": {"error": 0, "calls": 1, "rounds": ours},
-        "other": {"error": 0, "calls": 1, "rounds": theirs},
+        "fastnn": {"error": 0, "calls": 1, "rounds": ours, "disturbed": 0.0},
+        "other": {"error": 0, "calls": 1, "rounds": theirs, "disturbed": 0.5},
     }
     return timing.summarise(case, case.passes[0], found, PEAK)
 
@@ -279,6 +280,35 @@ def test_a_turn_has_at_least_as_many_calls_as_the_family_asks_for(tmp_path):
     assert slow.log == [("fastnn", 4)]
 
 
+def test_what_else_was_running_shows(tmp_path, monkeypatch):
+    class Sleeping(Scripted):
+        def run(self, calls):
+            time.sleep(0.1)
+            self.cpu_seconds = 0.1
+            return super().run(calls)
+
+    busy = iter([5.0, 5.15, 6.0, 6.15])
+    monkeypatch.setattr(timing, "busy_seconds", lambda: next(busy))
+    case, path = cases.parse("relu/n2c2"), timing.expected_file(tmp_path)
+    contender = Sleeping("other", [1, 1])
+    found = timing.measure(case, "forward", [contender], path, rounds=2, window=0.1)
+    assert 0.2 < found["other"]["disturbed"] <= 0.5
+    monkeypatch.setattr(timing, "busy_seconds", lambda: None)
+    contender.times = [1, 1]
+    assert timing.measure(case, "forward", [contender], path, rounds=2, window=0.1)["other"]["disturbed"] == 0
+
+
+def test_busy_seconds_count_up():
+    first = timing.busy_seconds()
+    if first is None:
+        pytest.skip("this system does not tell how busy it is")
+    assert first > 0
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    assert timing.busy_seconds() > first
+
+
 def test_threads_that_spin_show():
     spun = []
 
@@ -308,7 +338,7 @@ def test_files_of_results(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
     text = report.markdown(content)
     assert "| gemm/m8n8k8 | forward | other | 2 s | 2 s .. 2 s |" in text
-    assert "2.00x [2.00, 2.00] faster" in text
+    assert "2.00x [2.00, 2.00] faster (disturbed: 0.5 processors were busy with something else)" in text
     assert "1 passes; fastnn against other: 1 faster." in text
     (tmp_path / "x.json").write_text("[1")
     with pytest.raises(ValueError, match="is not JSON"):
@@ -430,7 +460,7 @@ def test_a_whole_run(bench, tmp_path):
     ]
     assert set(content) == {"schema", "title", "machine", "settings", "contenders", "peak", "results"}
     product = content["results"][0]["contenders"]
-    assert set(product["fastnn"]) == {"error", "calls", "rounds", "seconds", "gbps", "gflops"}
+    assert set(product["fastnn"]) == {"error", "calls", "rounds", "disturbed", "seconds", "gbps", "gflops"}
     assert set(product["numpy"]["ratio"]) == {"median", "p20", "p80", "verdict"}
     assert all(len(figures["rounds"]) == 3 for figures in product.values())
     assert content["contenders"]["fastnn"]["threads"] == "1"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+DISTURBED = 0.15  # processors; what others used beside a contender, where it is worth a word
 
 
 def machine() -> dict[str, Any]:
@@ -113,6 +114,8 @@ def columns(name: str, figures: Mapping[str, Any]) -> list[str]:
     if "ratio" in figures:
         r = figures["ratio"]
         ratio = f"{r['median']:.2f}x [{r['p20']:.2f}, {r['p80']:.2f}] {r['verdict']}"
+    if figures["disturbed"] > DISTURBED:
+        ratio += f" (disturbed: {figures['disturbed']:.1f} processors were busy with something else)"
     return [
         name,
         duration(seconds["median"]),

@@ -8,6 +8,7 @@ taken within a round.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,7 @@ class Contender(Protocol):
     """A library somewhere: in this process, or behind a pipe."""
 
     name: str
+    cpu_seconds: float  # processor time of its last turn, of all threads
 
     def prepare(self, case: Case, which: str, expected: Path) -> dict[str, Any]:
         """Gives {"error": share of the bound, "seconds": a call and its clock take} or {"skipped": reason}."""
@@ -157,6 +159,7 @@ class Local:
 
     def __init__(self, name: str, library: Library) -> None:
         self.name, self.library = name, library
+        self.cpu_seconds = 0.0
         self.idle_seconds = self.idle_cpu_seconds = (
             0.0  # between commands: a peer whose threads spin shows here
         )
@@ -197,7 +200,10 @@ class Local:
 
     def run(self, calls: int) -> float:
         assert self._prepared is not None
-        return self._prepared.clock(self._prepared.call, calls)
+        cpu = time.process_time()
+        seconds = self._prepared.clock(self._prepared.call, calls)
+        self.cpu_seconds = time.process_time() - cpu
+        return seconds
 
     def enter(self) -> None:
         """The contender's turn begins: what its threads used since `rest` was idling."""
@@ -231,6 +237,19 @@ def verdict(ratios: Mapping[str, float]) -> str:
     return "slower" if high < 1 else "undecided"
 
 
+def busy_seconds() -> float | None:
+    """Processor time that this machine has spent on anything, of all its processors; None where it does not tell.
+
+    Time that a hypervisor gave to others counts as well.
+    """
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except OSError:  # not Linux
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(
     case: Case,
     which: str,
@@ -240,9 +259,11 @@ def measure(
     rounds: int,
     window: float,
 ) -> dict[str, dict[str, Any]]:
-    """A pass by every contender: {name: {"rounds": seconds of a call in each round, "error", "calls"} or {"skipped": reason}}.
+    """A pass by every contender: {name: {"rounds": seconds of a call in each round, "error", "calls", "disturbed"} or {"skipped":
+    reason}}.
 
-    expected: where the reference's results are or come. window: seconds of one turn, of at least one call.
+    expected: where the reference's results are or come. window: seconds of one turn, of at least one call. disturbed: how many
+    processors were busy with something else meanwhile, on average.
     """
     save_expected(case.expected(which, case.inputs()), expected)
     found: dict[str, dict[str, Any]] = {}
@@ -256,11 +277,20 @@ def measure(
         found[contender.name] = {"error": told["error"], "calls": calls, "rounds": []}
         ready.append(contender)
     order = random.Random(0)  # fixed: a run can be repeated
+    walls, others = dict.fromkeys(found, 0.0), dict.fromkeys(found, 0.0)
     for _ in range(rounds):
         order.shuffle(ready)
         for contender in ready:
-            mine = found[contender.name]
+            mine, name = found[contender.name], contender.name
+            begin, own, busy = time.perf_counter(), time.process_time(), busy_seconds()
             mine["rounds"].append(contender.run(mine["calls"]))
+            busy_after, local = busy_seconds(), isinstance(contender, Local)
+            walls[name] += time.perf_counter() - begin
+            if busy is not None and busy_after is not None:
+                own = 0.0 if local else time.process_time() - own
+                others[name] += busy_after - busy - own - contender.cpu_seconds
+    for contender in ready:  # the system counts in ticks: a little less than nothing can come out
+        found[contender.name]["disturbed"] = max(0.0, others[contender.name] / walls[contender.name])
     return found
 
 
