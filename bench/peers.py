@@ -325,8 +325,22 @@ class Torch(Peer):
 
     relu = sigmoid = tanh = softmax = _activation
 
-    def batch_norm(self, case, which, i):
+    def softmax_cross_entropy(self, case, which, i):
+        x, labels, aten = self.flat(i["x"]), self.flat(i["labels"].astype(np.int64)), self.torch.ops.aten
+        cross_entropy = self.torch.nn.functional.cross_entropy
+        if which == "forward":
+            call = lambda: cross_entropy(x, labels, reduction="none")  # noqa: E731
+            return self._no_grad(call), lambda y: [self.back(y)]
+        logs, mean = self.torch.log_softmax(x, -1), 1  # what autograd keeps, and the mean over rows
+        total, one = aten.nll_loss_forward(logs, labels, None, mean, -100)[1], x.new_ones(())
 
+        def call():
+            dlogs = aten.nll_loss_backward(one, logs, labels, None, mean, -100, total)
+            return aten._log_softmax_backward_data(dlogs, logs, -1, x.dtype)
+
+        return self._no_grad(call), lambda y: [self.back(y)]
+
+    def batch_norm(self, case, which, i):
         x, dy = self.image(i["x"]), self.image(i["dy"])
         gamma, beta, aten = self.flat(i["gamma"]), self.flat(i["beta"]), self.torch.ops.aten
         epsilon = cases.BatchNorm.epsilon
@@ -341,7 +355,6 @@ class Torch(Peer):
     # ------------------------------------------------------------------ networks
 
     def adam(self, parameters):
-
         fused = {"fused": True} if self.variants & {"fused", "compile", "graph"} else {}
         if "graph" in self.variants:
             fused["capturable"] = True
@@ -542,7 +555,6 @@ class Jax(Peer):
         return self._jitted(lambda dy, x: self.jax.vjp(pool, x)[1](dy)[0], i["dy"], i["x"])
 
     def _forward(self, name, weights, x):
-
         jax, lax = self.jax, self.jax.lax
         shapes = cases.NETWORKS[name]
         for number, shape in enumerate(shapes):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-DISTURBED = 0.15  # processors; what others used beside a contender, where it is worth a word
+DISTURBED = 0.25  # processors; what others used beside a contender, where it is worth a word
 
 
 def machine() -> dict[str, Any]:
