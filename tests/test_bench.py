@@ -213,7 +213,7 @@ PEAK = {"gflops": 100.0, "bandwidth": [[1024, 50.0], [2**20, 20.0]]}
 def test_ceiling_is_the_slower_of_arithmetic_and_memory():
     assert timing.ceiling(cases.Work(1e9, 1000), PEAK) == pytest.approx(0.01)
     assert timing.ceiling(cases.Work(0, 1000), PEAK) == pytest.approx(1000 / 50e9)
-    assert timing.ceiling(cases.Work(0, 1025), PEAK) == pytest.approx(1025 / 20e9)
+    assert timing.ceiling(cases.Work(0, 2**20), PEAK) == pytest.approx(2**20 / 50e9)
     assert timing.ceiling(cases.Work(0, 2**30), PEAK) == pytest.approx(2**30 / 20e9)
     assert timing.ceiling(cases.Work(1, 1), None) is None
 

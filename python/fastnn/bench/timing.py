@@ -297,12 +297,13 @@ def measure(
 def ceiling(work: Work, peak: Mapping[str, Any] | None) -> float | None:
     """Seconds that the work takes at the machine's measured peaks, None where none were measured.
 
-    Arithmetic and memory traffic overlap; the bandwidth is that of the smallest measured array that holds all operands.
+    Arithmetic and memory traffic overlap; the bandwidth is that of the largest measured arrays that are
+    smaller than all operands together, so that none can pass it because a part of them stays in a cache.
     """
     if peak is None:
         return None
-    fits = [gbps for size, gbps in peak["bandwidth"] if size >= work.bytes] or [peak["bandwidth"][-1][1]]
-    return float(max(work.flops / (peak["gflops"] * 1e9), work.bytes / (fits[0] * 1e9)))
+    speeds = [gbps for size, gbps in peak["bandwidth"] if size < work.bytes] or [peak["bandwidth"][0][1]]
+    return float(max(work.flops / (peak["gflops"] * 1e9), work.bytes / (speeds[-1] * 1e9)))
 
 
 def summarise(
