@@ -27,7 +27,9 @@ class ArrayView {
  public:
   ArrayView(const char* op, const char* name, py::handle object, Access access) : op_(op), name_(name), access_(access) {
     constexpr Memory kMemory = Memory::FASTNN_MEMORY;
-    const bool device = py::hasattr(object, "__cuda_array_interface__");
+    // A buffer is host memory. It is asked for first, because a NumPy array answers at once, and has no such attribute at
+    // some cost.
+    const bool device = !PyObject_CheckBuffer(object.ptr()) && py::hasattr(object, "__cuda_array_interface__");
     if (device && kMemory == Memory::kHost) fail<py::type_error>("is on a GPU, where other arrays of the call are not");
     if (!device && kMemory == Memory::kDevice) fail<py::type_error>("is in host memory, where other arrays are on a GPU");
     if (device)
