@@ -17,7 +17,7 @@ from ._config import deserialize, serialize
 from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
-from .layers.base import assign
+from .layers.base import Drawn, assign
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
@@ -202,14 +202,29 @@ class Sequential:
     # ------------------------------------------------------------------ forward and backward
 
     def forward(
-        self, x: Array, training: bool = False, rng: np.random.Generator | None = None
+        self, x: Array, training: bool = False, drawn: Sequence[Drawn] | None = None
     ) -> tuple[Array, list[Any]]:
-        """x (N, ...) of the model's dtype -> (y, what backward needs of each layer)."""
+        """x (N, ...) of the model's dtype -> (y, what backward needs of each layer).
+
+        drawn: what `draw` gave for a batch of this size, on the model's device; needed in training where layers are random.
+        """
         saved = []
-        for layer in self.layers:
-            x, kept = layer.forward(x, training, rng)
+        for i, layer in enumerate(self.layers):
+            x, kept = layer.forward(x, training, drawn[i] if drawn else ())
             saved.append(kept)
         return x, saved
+
+    def draw(self, rng: np.random.Generator, n: int) -> list[Drawn]:
+        """What each layer's forward needs of chance to train on n samples, as NumPy arrays."""
+        return [layer.draw(rng, (n, *(layer.input_shape or ()))) for layer in self.layers]
+
+    def _drawn(self, n: int, *stream: int) -> list[Drawn] | None:
+        if not any(layer.random for layer in self.layers):
+            return None
+        return self.draw(_random.generator(*stream), n)
+
+    def _there(self, drawn: list[Drawn] | None) -> list[Drawn] | None:
+        return drawn and [[self.xp.asarray(array) for array in arrays] for arrays in drawn]
 
     def backward(self, dy: Array, saved: list[Any], need_dx: bool = True) -> tuple[Array | None, list[Array]]:
         """dy, saved -> (dx, gradients parallel to trainable_weights).
@@ -230,8 +245,9 @@ class Sequential:
 
     def __call__(self, x: Any, training: bool = False) -> Array:
         """y for samples x (N, ...) of any real dtype, in one piece."""
-        rng = _random.generator(_random.next_seed(), _random.TRAINING) if training else None
-        return self.forward(self._cast(check_inputs(self, x)), training, rng)[0]
+        x = self._cast(check_inputs(self, x))
+        drawn = self._drawn(len(x), _random.next_seed(), _random.TRAINING) if training else None
+        return self.forward(x, training, self._there(drawn))[0]
 
     def _cast(self, x: Array) -> Array:
         cast: Array = self.xp.asarray(x, dtype=self.dtype)
@@ -355,10 +371,8 @@ class Sequential:
         Where the loss is NaN or infinite, everything but the optimizer's step count stays as it was.
         """
         optimizer, loss, _ = self._parts()
-        rng = None
-        if any(layer.random for layer in self.layers):
-            rng = _random.generator(self.seed, _random.TRAINING, optimizer.iterations)
-        y_pred, saved = self.forward(self._cast(x), True, rng)
+        drawn = self._there(self._drawn(len(x), self.seed, _random.TRAINING, optimizer.iterations))
+        y_pred, saved = self.forward(self._cast(x), True, drawn)
         values, of_loss = loss.forward(y_pred, y, sample_weight)
         sums = self._sums(values, y, y_pred)
         if not math.isfinite(sums[0]):
