@@ -57,6 +57,7 @@ class Sequential:
         self.seed = _random.next_seed()
         self.layers: list[Layer] = []
         self.stop_training = False
+        self.jit_compile: bool | str = "auto"
         self.history: History | None = None
         self._input_shape: tuple[int, ...] | None = None
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
@@ -202,7 +203,7 @@ class Sequential:
     # ------------------------------------------------------------------ forward and backward
 
     def forward(
-        self, x: Array, training: bool = False, drawn: Sequence[Drawn] | None = None
+        self, x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
     ) -> tuple[Array, list[Any]]:
         """x (N, ...) of the model's dtype -> (y, what backward needs of each layer).
 
@@ -214,17 +215,15 @@ class Sequential:
             saved.append(kept)
         return x, saved
 
-    def draw(self, rng: np.random.Generator, n: int) -> list[Drawn]:
-        """What each layer's forward needs of chance to train on n samples, as NumPy arrays."""
+    def draw(self, n: int, seed: int, *stream: int) -> list[Drawn]:
+        """What each layer needs of chance to train on n samples, in NumPy arrays; empty where none is random."""
+        if not any(layer.random for layer in self.layers):
+            return []
+        rng = _random.generator(seed, *stream)
         return [layer.draw(rng, (n, *(layer.input_shape or ()))) for layer in self.layers]
 
-    def _drawn(self, n: int, *stream: int) -> list[Drawn] | None:
-        if not any(layer.random for layer in self.layers):
-            return None
-        return self.draw(_random.generator(*stream), n)
-
-    def _there(self, drawn: list[Drawn] | None) -> list[Drawn] | None:
-        return drawn and [[self.xp.asarray(array) for array in arrays] for arrays in drawn]
+    def _there(self, drawn: Sequence[Drawn]) -> list[Drawn]:
+        return [[self.xp.asarray(array) for array in of_layer] for of_layer in drawn]
 
     def backward(self, dy: Array, saved: list[Any], need_dx: bool = True) -> tuple[Array | None, list[Array]]:
         """dy, saved -> (dx, gradients parallel to trainable_weights).
@@ -246,7 +245,7 @@ class Sequential:
     def __call__(self, x: Any, training: bool = False) -> Array:
         """y for samples x (N, ...) of any real dtype, in one piece."""
         x = self._cast(check_inputs(self, x))
-        drawn = self._drawn(len(x), _random.next_seed(), _random.TRAINING) if training else None
+        drawn = self.draw(len(x), _random.next_seed(), _random.TRAINING) if training else []
         return self.forward(x, training, self._there(drawn))[0]
 
     def _cast(self, x: Array) -> Array:
@@ -260,9 +259,19 @@ class Sequential:
         optimizer: str | Optimizer,
         loss: str | Loss,
         metrics: Sequence[str | Metric | Callable[[Array, Array], Array]] | None = None,
+        jit_compile: bool | str = "auto",
     ) -> None:
-        """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum."""
+        """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum.
+
+        jit_compile: on a GPU, whether fit records the training step once as a CUDA graph and repeats that, to the same
+        bits in less time. "auto" where it can be; True raises ValueError in fit where it cannot, and says what is in the
+        way: a layer, loss, metric or optimizer whose supports_jit is False, or one that looks at results in Python.
+        What such a part does in Python besides array work is done once, not at each step. On the CPU it means nothing.
+        """
+        if jit_compile not in (True, False, "auto"):
+            raise ValueError(f"jit_compile must be True, False or 'auto', got {jit_compile!r}")
         self._compile(optimizer, loss, metrics or (), {})
+        self.jit_compile = jit_compile
 
     def _compile(self, optimizer: Any, loss: Any, wanted: Sequence[Any], custom: Mapping[str, Any]) -> None:
         if isinstance(wanted, (str, Metric)):
@@ -371,7 +380,7 @@ class Sequential:
         Where the loss is NaN or infinite, everything but the optimizer's step count stays as it was.
         """
         optimizer, loss, _ = self._parts()
-        drawn = self._there(self._drawn(len(x), self.seed, _random.TRAINING, optimizer.iterations))
+        drawn = self._there(self.draw(len(x), self.seed, _random.TRAINING, optimizer.iterations))
         y_pred, saved = self.forward(self._cast(x), True, drawn)
         values, of_loss = loss.forward(y_pred, y, sample_weight)
         sums = self._sums(values, y, y_pred)

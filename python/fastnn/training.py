@@ -15,6 +15,7 @@ import numpy as np
 
 from . import _backend, _random
 from ._checks import check_number
+from ._graph import GraphSteps
 from ._typing import Array
 from .callbacks import Callback, History, Logs, TerminateOnNaN
 from .losses import check_labels, check_weights
@@ -117,6 +118,33 @@ def evaluate(
     return averages.logs()
 
 
+class EagerSteps:
+    """Called with the rows of a batch it does a step; `read` gives the sums of the steps since it was last called."""
+
+    lazy = False  # the sums are there after each step
+
+    def __init__(self, model: Sequential, data: Data) -> None:
+        self._model, self._data = model, data
+        self._sums: list[list[float]] = []
+
+    def __call__(self, rows: slice | Array, touched: bool) -> None:
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows, like=self._data.x)
+        self._sums.append(self._model.train_step(*self._data.batch(rows)))
+
+    def read(self) -> list[list[float]]:
+        sums, self._sums = self._sums, []
+        return sums
+
+
+class _Done(NamedTuple):
+    """A step whose sums have not been looked at."""
+
+    batch: int  # how many of the epoch's are done with it
+    step: int
+    samples: int
+
+
 class Run:
     """One call of fit.
 
@@ -142,12 +170,14 @@ class Run:
         self.epoch, self.batch, self.first_step = initial_epoch, 0, 0
         self.steps = math.ceil(len(data.x) / batch_size)
         self.averages = Averages(model.metrics_names)
+        self._steps = GraphSteps.of(model, data, self.steps) or EagerSteps(model, data)
+        self._unread: list[_Done] = []
         self.history = History()
         self.callbacks = sorted([*callbacks, self.history], key=lambda callback: callback.last)
         self._batch_begin = [
             c.on_train_batch_begin for c in self.callbacks if _has(c, "on_train_batch_begin")
         ]
-        self._batch_end = [c.on_train_batch_end for c in self.callbacks if _has(c, "on_train_batch_end")]
+        self._batch_end = [c for c in self.callbacks if _has(c, "on_train_batch_end")]
         self._warn = not any(isinstance(callback, TerminateOnNaN) for callback in self.callbacks)
         self._consistent = True  # weights, position and callbacks belong together: a backup may be taken
         self._identity = {
@@ -186,27 +216,30 @@ class Run:
             order = _random.generator(model.seed, _random.SHUFFLE, self.first_step).permutation(
                 len(self.data.x)
             )
-            order = np.asarray(order, like=self.data.x)
         self._call("on_epoch_begin", epoch, {})
+        touched = True  # by other code since the last step
         for batch in range(self.batch, self.steps):
             if model.stop_training:
                 break
             self._check_interrupt()
             for begin in self._batch_begin:
                 begin(batch, {})
+                touched = True
             rows = slice(batch * size, (batch + 1) * size)
-            x, y, weights = self.data.batch(rows if order is None else order[rows])
             self._consistent = False
-            sums = model.train_step(x, y, weights)
-            self.averages.add(sums, len(x))
+            self._steps(rows if order is None else order[rows], touched)
             self.batch = batch + 1
+            samples = min(size, len(self.data.x) - rows.start)
+            self._unread.append(_Done(self.batch, model.optimizer.iterations, samples))
             self._consistent = True
-            if not math.isfinite(sums[0]):
-                self._warn_of(sums[0] / len(x))
+            touched = any(callback.needs_batch_logs(batch) for callback in self._batch_end)
+            if touched or not self._steps.lazy:
+                self._read()
             if self._batch_end:
-                logs = self.averages.logs()
-                for end in self._batch_end:
-                    end(batch, logs)
+                logs = {} if self._unread else self.averages.logs()
+                for callback in self._batch_end:
+                    callback.on_train_batch_end(batch, logs)
+        self._read()
         logs = self.averages.logs()
         if self.validation is not None:
             scores = evaluate(model, self.validation, size, lambda _: self._check_interrupt())
@@ -221,20 +254,27 @@ class Run:
         for callback in self.callbacks:
             getattr(callback, hook)(*arguments)
 
-    def _warn_of(self, loss: float) -> None:
-        if self._warn:
-            self._warn = False
-            warnings.warn(
-                f"epoch {self.epoch + 1}, batch {self.batch} (step {self.model.optimizer.iterations}): "
-                f"the loss is {loss}; such steps leave the weights as they were",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+    def _read(self) -> None:
+        """Add up the sums of the steps since the last call; where they lie on a GPU, this waits for it."""
+        if not self._unread:
+            return
+        done, self._unread = self._unread, []
+        for (batch, step, samples), sums in zip(done, self._steps.read(), strict=True):
+            self.averages.add(sums, samples)
+            if self._warn and not math.isfinite(sums[0]):
+                self._warn = False
+                warnings.warn(
+                    f"epoch {self.epoch + 1}, batch {batch} (step {step}): the loss is {sums[0] / samples}; "
+                    "such steps leave the weights as they were",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
 
     # ------------------------------------------------------------------ resuming
 
     def state(self) -> dict[str, Any]:
         """All of the run, its arrays uncopied."""
+        self._read()
         return {
             **self._identity,
             "seed": self.model.seed,
