@@ -300,18 +300,77 @@ def test_the_weights_from_before_such_a_step(launches, data):
     assert model.optimizer.iterations == 12
 
 
-def test_terminate_on_nan(launches, data, capsys):
-    x, y = data
-    x = x.astype(np.float64)
-    x[40] = np.nan
-    results, reports = [], []
+class Before(callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs):
+        self.last = batch
+
+
+class After(callbacks.Callback):
+    def on_train_batch_end(self, batch, logs):
+        self.last = batch
+
+
+@pytest.mark.parametrize("other", [None, Before, After])
+@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_terminate_on_nan(launches, data, capsys, tmp_path, batch, epoch, other):
+    """Steps that were begun before the figures were there leave no trace: all is as after the first such step."""
+
+    class Poison(callbacks.Callback):
+        def on_epoch_begin(self, number, logs):
+            if number == epoch:
+                self.model.run.data.x[16 * batch] = np.nan
+
+    results, printed, runs, seen = [], [], [], []
     for jit in (True, False):
-        watch = callbacks.TerminateOnNaN()
-        results.append(trained((x, y), jit, make=plain, shuffle=False, callbacks=watch))
-        reports.append(watch.report)
+        watch, backup = callbacks.TerminateOnNaN(), callbacks.BackupAndRestore(tmp_path / str(jit), 2, False)
+        chosen = [Poison(), watch, backup, *([other()] if other else [])]
+        x = data[0].astype(np.float64)
+        results.append(trained((x, data[1]), jit, shuffle=False, epochs=4, callbacks=chosen))
+        printed.append(capsys.readouterr().out)
+        runs.append(backup.path.read_bytes())
+        seen.append(chosen[-1].last)
+        assert watch.report == f"Epoch {epoch + 1}, batch {batch + 1}: the loss is nan; training ends."
     assert_same(*results)
-    assert results[0][0].optimizer.iterations == 3
-    assert reports[0] == reports[1] == "Epoch 1, batch 3: the loss is nan; training ends."
+    assert results[0][0].optimizer.iterations == 4 * epoch + batch + 1
+    assert printed[0] == printed[1] == watch.report + "\n"
+    assert runs[0] == runs[1]
+    assert seen[0] == seen[1]
+
+
+def test_nobody_hears_of_a_batch_after_the_end(launches, data, capsys):
+    class Fourth(callbacks.Callback):
+        def needs_batch_logs(self, batch):
+            return batch == 3
+
+        def on_train_batch_end(self, batch, logs):
+            if batch == 3:
+                heard.append((batch, logs))
+
+    x = data[0].astype(np.float64)
+    x[16] = np.nan  # the second batch
+    for jit in (True, False):
+        heard = []
+        trained((x, data[1]), jit, shuffle=False, callbacks=[callbacks.TerminateOnNaN(), Fourth()])
+        assert not heard
+
+
+def test_a_run_that_goes_on_all_the_same(launches, data, capsys):
+    class Stubborn(callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs):
+            self.model.run.data.x[20] = np.nan if epoch == 1 else 0.0
+
+        def on_epoch_end(self, epoch, logs):
+            self.model.stop_training = False
+
+    results = []
+    for jit in (True, False):
+        x = data[0].astype(np.float64)
+        chosen = [Stubborn(), callbacks.TerminateOnNaN()]
+        results.append(trained((x, data[1]), jit, shuffle=False, epochs=4, callbacks=chosen))
+    assert_same(*results)
+    assert results[0][0].optimizer.iterations == 3 * 4 + 2
+    assert np.isfinite(results[0][1]["loss"]).tolist() == [True, False, True, True]
 
 
 def test_nothing_is_waited_for_within_an_epoch(launches, data, monkeypatch, capsys, tmp_path):
@@ -330,7 +389,7 @@ def test_nothing_is_waited_for_within_an_epoch(launches, data, monkeypatch, caps
         def on_epoch_end(self, epoch, logs):
             counts.append(list(waits))
 
-    watched = [Count(), callbacks.BackupAndRestore(tmp_path)]
+    watched = [Count(), callbacks.BackupAndRestore(tmp_path), callbacks.TerminateOnNaN()]
     trained(data, True, callbacks=watched, epochs=4, verbose=2)
     assert counts[2:] == [["get"], ["get"]]
     assert capsys.readouterr().out.count("Epoch") == 4

@@ -36,16 +36,19 @@ class GraphSteps:
 
     lazy = True
 
-    def __init__(self, model: Sequential, data: Data, most: int) -> None:
-        """most: how many steps may come between two calls of read."""
+    def __init__(self, model: Sequential, data: Data, most: int, halting: bool) -> None:
+        """most: how many steps may come between two calls of read. halting: after one whose loss is not finite, and until
+        the next call of read, all are left out.
+        """
         self._model, self._data = model, data
         self._steps: dict[int, _Step] = {}  # by batch size
         self._fixed: list[Any] = []
         self._sums = model.xp.empty((most, len(model.metrics_names)), np.float64)
         self._unread = 0
+        self._halted = np.zeros((), like=self._sums) if halting else None  # 0, or NaN
 
     @classmethod
-    def of(cls, model: Sequential, data: Data, most: int) -> GraphSteps | None:
+    def of(cls, model: Sequential, data: Data, most: int, halting: bool = False) -> GraphSteps | None:
         """None where steps are done one by one: on the CPU, or where the model's parts or its user want it."""
         if model.device == "cpu" or not model.jit_compile:
             return None
@@ -57,7 +60,7 @@ class GraphSteps:
                         f"jit_compile=True: {_name(part)} cannot be recorded, its supports_jit is False"
                     )
                 return None
-        return cls(model, data, most)
+        return cls(model, data, most, halting)
 
     def __call__(self, rows: slice | Array, touched: bool) -> None:
         """touched: other code has run since the last step, which may have changed more than numbers in arrays."""
@@ -73,7 +76,7 @@ class GraphSteps:
             numbers[:2] = optimizer.advance()
             inputs = [numbers, rows, *chain(*drawn)]
             if len(rows) not in self._steps:
-                self._steps[len(rows)] = _Step(model, self._data, inputs, drawn)
+                self._steps[len(rows)] = _Step(model, self._data, inputs, drawn, self._halted)
             step = self._steps[len(rows)]
             step(inputs)
             if touched:  # not before: the optimizer makes its slots in its first step
@@ -87,6 +90,8 @@ class GraphSteps:
     def read(self) -> list[list[float]]:
         sums: list[list[float]] = _backend.to_host(self._sums[: self._unread]).tolist()
         self._unread = 0
+        if self._halted is not None:
+            self._halted[...] = 0
         return sums
 
 
@@ -97,9 +102,14 @@ class _Step:
     """
 
     def __init__(
-        self, model: Sequential, data: Data, inputs: Sequence[Array], drawn: Sequence[Drawn]
+        self,
+        model: Sequential,
+        data: Data,
+        inputs: Sequence[Array],
+        drawn: Sequence[Drawn],
+        halted: Array | None,
     ) -> None:
-        self._model, self._data = model, data
+        self._model, self._data, self._halted = model, data, halted
         self._inbox = _Inbox(model.xp, inputs)
         numbers, self._rows, *arrays = self._inbox.arrays
         self._rates, self.sums = numbers[:3], numbers[2:]  # the loss is both
@@ -138,6 +148,9 @@ class _Step:
         measured = (metric.values(y, y_pred) for metric in model.metrics)
         for values, total in zip((losses, *measured), self._totals, strict=True):
             xp.asarray(values).sum(dtype=np.float64, out=total)
+        if self._halted is not None:
+            self._totals[0] += self._halted
+            np.multiply(self._totals[0], 0.0, out=self._halted)
         states = [array for layer in model.layers for array in layer.state.values()]
         before = [array.copy() for array in states]
         for layer, kept in zip(model.layers, saved, strict=True):

@@ -125,12 +125,15 @@ class TerminateOnNaN(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch = epoch
 
+    def needs_batch_logs(self, batch: int) -> bool:
+        return type(self) is not TerminateOnNaN  # it is called once more as soon as such a batch is known
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        if not math.isfinite(logs["loss"]):
-            self.report = (
-                f"Epoch {self._epoch + 1}, batch {batch + 1}: the loss is {logs['loss']}; training ends."
-            )
-            print(self.report)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            report = f"Epoch {self._epoch + 1}, batch {batch + 1}: the loss is {logs['loss']}; training ends."
+            if report != self.report:
+                print(report)
+            self.report = report
             self.model.stop_training = True
 
 

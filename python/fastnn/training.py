@@ -170,7 +170,6 @@ class Run:
         self.epoch, self.batch, self.first_step = initial_epoch, 0, 0
         self.steps = math.ceil(len(data.x) / batch_size)
         self.averages = Averages(model.metrics_names)
-        self._steps = GraphSteps.of(model, data, self.steps) or EagerSteps(model, data)
         self._unread: list[_Done] = []
         self.history = History()
         self.callbacks = sorted([*callbacks, self.history], key=lambda callback: callback.last)
@@ -179,6 +178,9 @@ class Run:
         ]
         self._batch_end = [c for c in self.callbacks if _has(c, "on_train_batch_end")]
         self._warn = not any(isinstance(callback, TerminateOnNaN) for callback in self.callbacks)
+        self._terminators = [callback for callback in self.callbacks if type(callback) is TerminateOnNaN]
+        halting = bool(self._terminators)
+        self._steps = GraphSteps.of(model, data, self.steps, halting) or EagerSteps(model, data)
         self._consistent = True  # weights, position and callbacks belong together: a backup may be taken
         self._identity = {
             "model": model.get_config(),
@@ -233,8 +235,10 @@ class Run:
             self._unread.append(_Done(self.batch, model.optimizer.iterations, samples))
             self._consistent = True
             touched = any(callback.needs_batch_logs(batch) for callback in self._batch_end)
-            if touched or not self._steps.lazy:
+            if touched or not self._steps.lazy or (self._batch_begin and self._terminators):
                 self._read()
+            if self.batch <= batch:  # the run has ended with an earlier batch
+                break
             if self._batch_end:
                 logs = {} if self._unread else self.averages.logs()
                 for callback in self._batch_end:
@@ -261,7 +265,14 @@ class Run:
         done, self._unread = self._unread, []
         for (batch, step, samples), sums in zip(done, self._steps.read(), strict=True):
             self.averages.add(sums, samples)
-            if self._warn and not math.isfinite(sums[0]):
+            if math.isfinite(sums[0]):
+                continue
+            for callback in self._terminators:
+                callback.on_train_batch_end(batch - 1, self.averages.logs())
+            if self._terminators:  # the steps begun since then have changed nothing
+                self.batch, self.model.optimizer.iterations = batch, step
+                return
+            if self._warn:
                 self._warn = False
                 warnings.warn(
                     f"epoch {self.epoch + 1}, batch {batch} (step {step}): the loss is {sums[0] / samples}; "
