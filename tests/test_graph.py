@@ -104,12 +104,29 @@ def test_same_bits_with_and_without(launches, data, optimizer, dtype):
     eager = trained(data, False, **how)
     assert not launches
     assert_same(trained(data, True, **how), eager)
-    assert len(launches) == 12 - 2  # but for the first batch of 16 and the first of 2
-    assert len(set(launches)) == 2
+    # Training and validation, each but for the first batch of 16 and the first of 2.
+    assert len(launches) == 2 * (12 - 2)
+    assert len(set(launches)) == 4
 
 
 def losses_of_class_1(y_true, y_pred):
     return y_pred[:, 1] * (y_true == 1)
+
+
+def test_evaluation(launches, data):
+    """Also of weights that have changed since, and with a setting that has."""
+    scores = []
+    for jit in (True, False):
+        model, _ = trained(data, jit, epochs=1)
+        launches.clear()
+        scores.append([model.evaluate(*data, batch_size=12, verbose=0)])
+        assert len(launches) == (3 if jit else 0)  # 12, the second of which is recorded, 12, 12 and 2
+        model.set_weights([w * 1.5 for w in model.get_weights()])
+        model.get_layer(index=5).epsilon = 0.5
+        scores[-1].append(model.evaluate(*data, batch_size=12, verbose=0, sample_weight=np.arange(50.0)))
+        assert model.optimizer.iterations == 4
+    assert scores[0] == scores[1]
+    assert scores[0][0] != scores[0][1]
 
 
 DENSE = {
@@ -164,7 +181,9 @@ def test_what_a_callback_sets_at_an_epoch_holds(launches, data, setting):
     results = []
     for jit, at_epoch in ((True, SETTINGS[setting]), (False, SETTINGS[setting]), (True, lambda *_: None)):
         loss = losses.CategoricalCrossentropy(from_logits=True)
-        results.append(trained(data, jit, loss=loss, epochs=4, callbacks=Setter(at_epoch)))
+        results.append(
+            trained(data, jit, loss=loss, epochs=4, callbacks=Setter(at_epoch), validation_data=data)
+        )
     assert_same(*results[:2])
     assert results[0][1] != results[2][1]
     assert launches
@@ -390,8 +409,8 @@ def test_nothing_is_waited_for_within_an_epoch(launches, data, monkeypatch, caps
             counts.append(list(waits))
 
     watched = [Count(), callbacks.BackupAndRestore(tmp_path), callbacks.TerminateOnNaN()]
-    trained(data, True, callbacks=watched, epochs=4, verbose=2)
-    assert counts[2:] == [["get"], ["get"]]
+    trained(data, True, callbacks=watched, epochs=4, verbose=2, validation_data=data)
+    assert counts[2:] == [["get", "get"]] * 2  # of training and of validation
     assert capsys.readouterr().out.count("Epoch") == 4
 
 
@@ -444,7 +463,7 @@ def test_what_looks_at_results_is_named(launches, data, name):
     how, call = OBSTACLES[name]
     with pytest.raises(ValueError, match=rf"^jit_compile=True: {name} cannot be recorded .*\(.*: {call}\)$"):
         trained(data, True, **how)
-    with pytest.warns(RuntimeWarning, match=rf"fit goes on without: {name} cannot be recorded") as caught:
+    with pytest.warns(RuntimeWarning, match=rf"done without: {name} cannot be recorded") as caught:
         automatic = trained(data, "auto", **how)
     assert all(warning.filename == __file__ for warning in caught)
     assert not launches

@@ -1,4 +1,4 @@
-"""fit's steps on a GPU: recorded once for each batch size as a CUDA graph, then launched, and nothing is waited for.
+"""The steps of fit and evaluate on a GPU: recorded once for each batch size as a CUDA graph, then launched.
 
 Whatever changes from step to step lies in one block of memory that one copy fills before the launch: the optimizer's
 rates, the rows that make the batch, and what random layers need of chance. The sums of loss and metrics stay on the GPU
@@ -36,11 +36,11 @@ class GraphSteps:
 
     lazy = True
 
-    def __init__(self, model: Sequential, data: Data, most: int, halting: bool) -> None:
+    def __init__(self, model: Sequential, data: Data, most: int, training: bool, halting: bool) -> None:
         """most: how many steps may come between two calls of read. halting: after one whose loss is not finite, and until
         the next call of read, all are left out.
         """
-        self._model, self._data = model, data
+        self._model, self._data, self._training = model, data, training
         self._steps: dict[int, _Step] = {}  # by batch size
         self._fixed: list[Any] = []
         self._sums = model.xp.empty((most, len(model.metrics_names)), np.float64)
@@ -48,11 +48,14 @@ class GraphSteps:
         self._halted = np.zeros((), like=self._sums) if halting else None  # 0, or NaN
 
     @classmethod
-    def of(cls, model: Sequential, data: Data, most: int, halting: bool = False) -> GraphSteps | None:
+    def of(
+        cls, model: Sequential, data: Data, most: int, training: bool, halting: bool = False
+    ) -> GraphSteps | None:
         """None where steps are done one by one: on the CPU, or where the model's parts or its user want it."""
         if model.device == "cpu" or not model.jit_compile:
             return None
-        parts: tuple[Any, ...] = (*model.layers, model.loss, *model.metrics, model.optimizer)
+        parts: tuple[Any, ...] = (*model.layers, model.loss, *model.metrics)
+        parts += (model.optimizer,) if training else ()
         for part in parts:
             if not part.supports_jit:
                 if model.jit_compile is True:
@@ -60,7 +63,7 @@ class GraphSteps:
                         f"jit_compile=True: {_name(part)} cannot be recorded, its supports_jit is False"
                     )
                 return None
-        return cls(model, data, most, halting)
+        return cls(model, data, most, training, halting)
 
     def __call__(self, rows: slice | Array, touched: bool) -> None:
         """touched: other code has run since the last step, which may have changed more than numbers in arrays."""
@@ -68,15 +71,17 @@ class GraphSteps:
         if touched and not _same(_fixed(model), self._fixed):
             self._steps.clear()
         if isinstance(rows, slice):
-            rows = np.arange(len(self._data.x))[rows]
+            rows = np.arange(rows.start, min(rows.stop, len(self._data.x)))
         done = optimizer.iterations
         try:
-            drawn = model.draw(len(rows), model.seed, _random.TRAINING, done)
+            drawn: list[Drawn] = []
             numbers = np.zeros(2 + len(model.metrics_names))
-            numbers[:2] = optimizer.advance()
+            if self._training:
+                drawn = model.draw(len(rows), model.seed, _random.TRAINING, done)
+                numbers[:2] = optimizer.advance()
             inputs = [numbers, rows, *chain(*drawn)]
             if len(rows) not in self._steps:
-                self._steps[len(rows)] = _Step(model, self._data, inputs, drawn, self._halted)
+                self._steps[len(rows)] = _Step(model, self._data, inputs, drawn, self._training, self._halted)
             step = self._steps[len(rows)]
             step(inputs)
             if touched:  # not before: the optimizer makes its slots in its first step
@@ -88,6 +93,8 @@ class GraphSteps:
         self._unread += 1
 
     def read(self) -> list[list[float]]:
+        if not self._unread:
+            return []
         sums: list[list[float]] = _backend.to_host(self._sums[: self._unread]).tolist()
         self._unread = 0
         if self._halted is not None:
@@ -107,9 +114,10 @@ class _Step:
         data: Data,
         inputs: Sequence[Array],
         drawn: Sequence[Drawn],
+        training: bool,
         halted: Array | None,
     ) -> None:
-        self._model, self._data, self._halted = model, data, halted
+        self._model, self._data, self._training, self._halted = model, data, training, halted
         self._inbox = _Inbox(model.xp, inputs)
         numbers, self._rows, *arrays = self._inbox.arrays
         self._rates, self.sums = numbers[:3], numbers[2:]  # the loss is both
@@ -136,18 +144,23 @@ class _Step:
             reason = f"{_culprit(error)} cannot be recorded into a CUDA graph ({error})"
             if self._model.jit_compile is True:
                 raise ValueError(f"jit_compile=True: {reason}") from error
-            warnings.warn(f"fit goes on without: {reason}", RuntimeWarning, stacklevel=7)
+            warnings.warn(f"done without: {reason}", RuntimeWarning, stacklevel=7)
             return None
 
     def _work(self) -> None:
-        """All of a step, on arrays alone. Compare Sequential.train_step."""
+        """All of a step, on arrays alone: compare Sequential.test_step, and of training train_step."""
         model, loss, xp = self._model, self._model.loss, self._model.xp
         x, y, weights = self._data.batch(self._rows)
-        y_pred, saved = model.forward(xp.asarray(x, dtype=model.dtype), True, self._drawn)
+        y_pred, saved = model.forward(xp.asarray(x, dtype=model.dtype), self._training, self._drawn)
         losses, of_loss = loss.forward(y_pred, y, weights)
         measured = (metric.values(y, y_pred) for metric in model.metrics)
         for values, total in zip((losses, *measured), self._totals, strict=True):
             xp.asarray(values).sum(dtype=np.float64, out=total)
+        if self._training:
+            self._learn(saved, of_loss)
+
+    def _learn(self, saved: list[Any], of_loss: Any) -> None:
+        model = self._model
         if self._halted is not None:
             self._totals[0] += self._halted
             np.multiply(self._totals[0], 0.0, out=self._halted)
@@ -158,8 +171,8 @@ class _Step:
         if states:
             finite = np.isfinite(self._totals[0])
             for array, old in zip(states, before, strict=True):
-                array[...] = xp.where(finite, array, old)
-        _, grads = model.backward(loss.backward(of_loss), saved, need_dx=False)
+                array[...] = model.xp.where(finite, array, old)
+        _, grads = model.backward(model.loss.backward(of_loss), saved, need_dx=False)
         model.optimizer.update(model.trainable_weights, grads, self._rates)
 
 

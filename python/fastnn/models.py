@@ -21,7 +21,7 @@ from .layers.base import Drawn, assign
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
-from .training import Data, Run, check_inputs, evaluate
+from .training import Data, Evaluation, Run, check_inputs
 
 BatchShape = tuple[int | None, ...]  # (None, ...), None being the batch
 
@@ -263,8 +263,8 @@ class Sequential:
     ) -> None:
         """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum.
 
-        jit_compile: on a GPU, whether fit records the training step once as a CUDA graph and repeats that, to the same
-        bits in less time. "auto" where it can be; True raises ValueError in fit where it cannot, and says what is in the
+        jit_compile: on a GPU, whether fit and evaluate record a step once as a CUDA graph and repeat that, to the same
+        bits in less time. "auto" where it can be; True raises ValueError there where it cannot, and says what is in the
         way: a layer, loss, metric or optimizer whose supports_jit is False, or one that looks at results in Python.
         What such a part does in Python besides array work is done once, not at each step. On the CPU it means nothing.
         """
@@ -434,7 +434,7 @@ class Sequential:
         steps = -(-len(data.x) // size)
         begin = time.perf_counter()
         with _progress.Bar(steps, level) as bar:
-            logs = evaluate(self, data, size, bar.step)
+            logs = Evaluation(self, data, size)(bar.step)
         if level:
             line = f"{steps}/{steps} - {time.perf_counter() - begin:.1f}s - {_progress.format_logs(logs)}"
             print(line, flush=True)

@@ -105,36 +105,44 @@ class Averages:
         return {name: total / self.count for name, total in zip(self.names, self.sums, strict=True)}
 
 
-def evaluate(
-    model: Sequential, data: Data, batch_size: int, after_batch: Callable[[int], Any] | None = None
-) -> dict[str, float]:
-    """Loss and metrics over the data; after_batch(number of batches done) is called in between."""
-    averages = Averages(model.metrics_names)
-    for number, start in enumerate(range(0, len(data.x), batch_size), start=1):
-        batch = data.batch(slice(start, start + batch_size))
-        averages.add(model.test_step(*batch), len(batch[0]))
-        if after_batch is not None:
-            after_batch(number)
-    return averages.logs()
-
-
 class EagerSteps:
     """Called with the rows of a batch it does a step; `read` gives the sums of the steps since it was last called."""
 
     lazy = False  # the sums are there after each step
 
-    def __init__(self, model: Sequential, data: Data) -> None:
-        self._model, self._data = model, data
+    def __init__(self, step: Callable[..., list[float]], data: Data) -> None:
+        self._step, self._data = step, data
         self._sums: list[list[float]] = []
 
     def __call__(self, rows: slice | Array, touched: bool) -> None:
         if not isinstance(rows, slice):
             rows = np.asarray(rows, like=self._data.x)
-        self._sums.append(self._model.train_step(*self._data.batch(rows)))
+        self._sums.append(self._step(*self._data.batch(rows)))
 
     def read(self) -> list[list[float]]:
         sums, self._sums = self._sums, []
         return sums
+
+
+class Evaluation:
+    """Loss and metrics over the data, each time that it is called."""
+
+    def __init__(self, model: Sequential, data: Data, batch_size: int) -> None:
+        self._model, self._samples = model, len(data.x)
+        self._starts = range(0, self._samples, batch_size)
+        steps = GraphSteps.of(model, data, len(self._starts), training=False)
+        self._steps = steps or EagerSteps(model.test_step, data)
+
+    def __call__(self, after_batch: Callable[[int], Any]) -> dict[str, float]:
+        """after_batch(number of batches done) is called in between."""
+        size, averages = self._starts.step, Averages(self._model.metrics_names)
+        self._steps.read()  # of a call that an interrupt has ended
+        for number, start in enumerate(self._starts, start=1):
+            self._steps(slice(start, start + size), touched=number == 1)
+            after_batch(number)
+        for start, sums in zip(self._starts, self._steps.read(), strict=True):
+            averages.add(sums, min(size, self._samples - start))
+        return averages.logs()
 
 
 class _Done(NamedTuple):
@@ -165,7 +173,7 @@ class Run:
         shuffle: bool,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.model, self.data, self.validation = model, data, validation
+        self.model, self.data = model, data
         self.batch_size, self.epochs, self.shuffle = batch_size, epochs, shuffle
         self.epoch, self.batch, self.first_step = initial_epoch, 0, 0
         self.steps = math.ceil(len(data.x) / batch_size)
@@ -180,7 +188,9 @@ class Run:
         self._warn = not any(isinstance(callback, TerminateOnNaN) for callback in self.callbacks)
         self._terminators = [callback for callback in self.callbacks if type(callback) is TerminateOnNaN]
         halting = bool(self._terminators)
-        self._steps = GraphSteps.of(model, data, self.steps, halting) or EagerSteps(model, data)
+        steps = GraphSteps.of(model, data, self.steps, training=True, halting=halting)
+        self._steps = steps or EagerSteps(model.train_step, data)
+        self._validate = None if validation is None else Evaluation(model, validation, batch_size)
         self._consistent = True  # weights, position and callbacks belong together: a backup may be taken
         self._identity = {
             "model": model.get_config(),
@@ -245,8 +255,8 @@ class Run:
                     callback.on_train_batch_end(batch, logs)
         self._read()
         logs = self.averages.logs()
-        if self.validation is not None:
-            scores = evaluate(model, self.validation, size, lambda _: self._check_interrupt())
+        if self._validate is not None:
+            scores = self._validate(lambda _: self._check_interrupt())
             logs.update((f"val_{name}", value) for name, value in scores.items())
         self._consistent = False
         self.epoch, self.batch = epoch + 1, 0
