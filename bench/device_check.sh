@@ -5,7 +5,8 @@
 #
 # Builds for the GPU that is there, runs the whole test suite with a missing GPU as a failure, the op tests under
 # compute-sanitizer's memcheck and racecheck, every gradient check, and trains the tutorial's network (on CIFAR-10 if a path
-# is given, for `fastnn train --data`) twice, to the same bits. Needs python3 with NumPy, CuPy, pytest, hypothesis, pybind11,
+# is given, for `fastnn train --data`) twice, to the same bits. The time that is left goes into bench/run.py, against those of
+# PyTorch, CuPy and JAX that are there: OUT/bench/results.json and .md, renewed after each case. Needs python3 with NumPy, CuPy, pytest, hypothesis, pybind11,
 # scikit-build-core, CMake 3.26 and Ninja; nvcc; compute-sanitizer. OUT gets a log of each step and summary.md. Exit status:
 # how many steps failed.
 set -uo pipefail
@@ -45,7 +46,7 @@ step build 150 python3 -m pip install -q --no-build-isolation --no-deps --no-ind
   -C cmake.define.FASTNN_CUDA=ON -C cmake.define.FASTNN_CUDA_ARCHITECTURES="$architecture" .
 step info 10 python3 -m fastnn info
 step tests 120 python3 -m pytest -q -p no:cacheprovider
-op_tests=(tests/test_gemm.py tests/test_conv2d.py tests/test_pool2d.py tests/test_activation.py tests/test_loss.py
+op_tests=(tests/test_gemm.py tests/test_conv2d.py tests/test_pool2d.py tests/test_conv_pool.py tests/test_activation.py tests/test_loss.py
           tests/test_norm.py tests/test_optimizer_steps.py)
 # The sanitizer slows kernels down by far: one case of each kind.
 for tool in memcheck racecheck; do
@@ -80,6 +81,16 @@ for augment in (True, False):
 print(f"same bits; {speed[0]:,.0f} images/s with the graph, {speed[1]:,.0f} without")
 EOF
 step same-bits 10 cmp "$out/train-first/model.safetensors" "$out/train-second/model.safetensors"
+
+# Last, for as long as 9 minutes allow, the cases that matter most first.
+left=$((530 - SECONDS))
+if [ $left -ge 40 ]; then
+  step bench $left python3 bench/run.py --device cuda --limit $((left - 30)) --rounds 9 --out "$out/bench" \
+    --title "fastnn on a GPU, beside other libraries" train_step/tutorial-n32 gemm precision train_step/tutorial-n128 inference \
+    layers-128 resnet skinny optimizer layers-32 pool activation norm
+else
+  echo "| bench | left out: no time | 0 s | |" | tee -a "$out/summary.md"
+fi
 
 echo "$failed steps failed"
 exit "$failed"

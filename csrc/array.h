@@ -21,9 +21,8 @@ enum class Memory { kHost, kDevice, kAny };
 #define FASTNN_MEMORY kHost
 #endif
 
-// A C-contiguous array of float32 ('f'), float64 ('d') or int32 ('i'): of the host through the buffer protocol, of a GPU
-// through the CUDA Array Interface
-// (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html).
+// A C-contiguous array of float32 ('f'), float64 ('d'), int32 ('i') or uint8 ('B'): of the host through the buffer protocol,
+// of a GPU through the CUDA Array Interface (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html).
 class ArrayView {
  public:
   ArrayView(const char* op, const char* name, py::handle object, Access access) : op_(op), name_(name), access_(access) {
@@ -49,7 +48,7 @@ class ArrayView {
   int64_t dim(int i) const { return shape_[size_t(i < 0 ? rank() + i : i)]; }
   int rank() const { return int(shape_.size()); }
 
-  // 'f', 'd' or 'i'; anything else, byte-swapped arrays included, is a TypeError.
+  // 'f', 'd', 'i' or 'B'; anything else, byte-swapped arrays included, is a TypeError.
   char dtype() const {
     if (!dtype_) fail<py::type_error>("has elements of an unsupported type (" + type_ + ")");
     return dtype_;
@@ -86,7 +85,7 @@ class ArrayView {
     std::string format = view.format ? view.format : "B";
     type_ = "buffer format '" + format + "'";
     if (format.size() == 2 && (format[0] == '=' || format[0] == '@')) format.erase(0, 1);  // native in so many words
-    if (format == "f" || format == "d") dtype_ = format[0];
+    if (format == "f" || format == "d" || format == "B") dtype_ = format[0];
     if ((format == "i" || format == "l") && view.itemsize == 4) dtype_ = 'i';
   }
 
@@ -100,8 +99,8 @@ class ArrayView {
     for (const py::handle n : interface["shape"]) shape_.push_back(n.cast<int64_t>()), size_ *= shape_.back();
     const std::string type = interface["typestr"].cast<std::string>();
     type_ = "'" + type + "'";
-    itemsize_ = type == "<f8" ? 8 : 4;
-    dtype_ = type == "<f4" ? 'f' : type == "<f8" ? 'd' : type == "<i4" ? 'i' : char(0);
+    itemsize_ = type == "<f8" ? 8 : type == "|u1" ? 1 : 4;
+    dtype_ = type == "<f4" ? 'f' : type == "<f8" ? 'd' : type == "<i4" ? 'i' : type == "|u1" ? 'B' : char(0);
     if (interface.contains("strides") && !interface["strides"].is_none() && size_ > 0) {
       const py::tuple strides = interface["strides"];
       int64_t step = itemsize_;

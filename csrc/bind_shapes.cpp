@@ -53,6 +53,13 @@ void bind_shapes(py::module_& m) {
             return make_pool2d_shape(to_dims(x), to_pair(window), to_pair(stride), to_padding(padding));
           }))
       .def_property_readonly("y", [](const Pool2dShape& s) { return dims_tuple({s.n, s.ho, s.wo, s.c}); });
+  py::class_<ConvPoolShape>(m, "ConvPoolShape", py::module_local())
+      .def(py::init(
+          [](const Conv2dShape& conv, const py::sequence& window, const py::sequence& stride, const py::object& padding) {
+            return make_conv_pool_shape(conv, to_pair(window), to_pair(stride), to_padding(padding));
+          }))
+      .def_property_readonly("y",
+                             [](const ConvPoolShape& s) { return dims_tuple({s.pool.n, s.pool.ho, s.pool.wo, s.pool.c}); });
 }
 
 }  // namespace fastnn

@@ -17,7 +17,7 @@ namespace fastnn::FASTNN_TARGET {
 namespace {
 
 const char* type_name(char dtype) {
-  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : "int32";
+  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : dtype == 'i' ? "int32" : "uint8";
 }
 
 // The arrays of one call. All float arrays share a type, which decides the kernel's.
@@ -37,11 +37,21 @@ class Call {
     return array.is_none() ? nullptr : &in(name, array, shape);
   }
 
+  const ArrayView* maybe_out(const char* name, py::handle array, const Dims& shape) {
+    return array.is_none() ? nullptr : &out(name, array, shape);
+  }
+
   const ArrayView& in_int32(const char* name, py::handle array, const Dims& shape) {
-    return integers(name, array, shape, Access::kRead);
+    return integers('i', name, array, shape, Access::kRead);
   }
   const ArrayView& out_int32(const char* name, py::handle array, const Dims& shape) {
-    return integers(name, array, shape, Access::kWrite);
+    return integers('i', name, array, shape, Access::kWrite);
+  }
+  const ArrayView& in_uint8(const char* name, py::handle array, const Dims& shape) {
+    return integers('B', name, array, shape, Access::kRead);
+  }
+  const ArrayView& out_uint8(const char* name, py::handle array, const Dims& shape) {
+    return integers('B', name, array, shape, Access::kWrite);
   }
 
   // Always float64, apart from the type that decides the kernel's.
@@ -80,7 +90,8 @@ class Call {
   const ArrayView& checked(const char* name, py::handle array, Access access, const Dims* shape) {
     const ArrayView& v = view(name, array, access, shape);
     const char dtype = v.dtype();
-    if (dtype == 'i') throw py::type_error(std::string(op_) + ": " + name + " must be float32 or float64, got int32");
+    if (dtype == 'i' || dtype == 'B')
+      throw py::type_error(std::string(op_) + ": " + name + " must be float32 or float64, got " + type_name(dtype));
     if (!dtype_) dtype_ = dtype, first_ = name;
     if (dtype != dtype_)
       throw py::type_error(std::string(op_) + ": " + name + " is " + type_name(dtype) + " but " + first_ + " is " +
@@ -88,10 +99,11 @@ class Call {
     return v;
   }
 
-  const ArrayView& integers(const char* name, py::handle array, const Dims& shape, Access access) {
+  const ArrayView& integers(char dtype, const char* name, py::handle array, const Dims& shape, Access access) {
     const ArrayView& v = view(name, array, access, &shape);
-    if (v.dtype() != 'i')
-      throw py::type_error(std::string(op_) + ": " + name + " must be int32, got " + type_name(v.dtype()));
+    if (v.dtype() != dtype)
+      throw py::type_error(std::string(op_) + ": " + name + " must be " + type_name(dtype) + ", got " +
+                           type_name(v.dtype()));
     return v;
   }
 
@@ -293,6 +305,68 @@ void bind_pool2d(py::module_& m) {
       avg_pool2d_backward<T>(s, get<T>(v_dy), get<T>(v_dx), to_stream(stream));
     });
   });
+}
+
+void bind_conv_pool(py::module_& m) {
+  m.def("conv2d_max_pool2d_forward_workspace", [](const ConvPoolShape& s, int64_t itemsize) {
+    return workspace_size(itemsize, [&](auto t) { return conv2d_max_pool2d_forward_workspace<decltype(t)>(s); });
+  });
+  m.def("conv2d_max_pool2d_forward", [](const ConvPoolShape& s, Array x, Array w, Array b, bool relu, Array y, Array argmax,
+                                        Array scratch, uintptr_t stream) {
+    Call call("conv2d_max_pool2d");
+    const auto& vx = call.in("x", x, x_dims(s.conv));
+    const auto& vw = call.in("w", w, w_dims(s.conv));
+    const auto* vb = call.maybe_in("b", b, {s.conv.k});
+    const auto& vy = call.out("y", y, y_dims(s.pool));
+    const auto& va = call.out_uint8("argmax", argmax, y_dims(s.pool));
+    check_product(call, s.conv.precision);
+    const auto& space =
+        workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_forward_workspace<decltype(t)>(s); });
+    call.run([&](auto t) {
+      using T = decltype(t);
+      conv2d_max_pool2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<uint8_t>(va), get<T>(space),
+                                   to_stream(stream));
+    });
+  });
+  m.def("conv2d_max_pool2d_backward_x_workspace", [](const ConvPoolShape& s, int64_t itemsize) {
+    return workspace_size(itemsize, [&](auto t) { return conv2d_max_pool2d_backward_x_workspace<decltype(t)>(s); });
+  });
+  m.def("conv2d_max_pool2d_backward_x",
+        [](const ConvPoolShape& s, Array dy, Array argmax, Array w, Array dx, Array scratch, uintptr_t stream) {
+          Call call("conv2d_max_pool2d_backward_x");
+          const auto& v_dy = call.in("dy", dy, y_dims(s.pool));
+          const auto& va = call.in_uint8("argmax", argmax, y_dims(s.pool));
+          const auto& vw = call.in("w", w, w_dims(s.conv));
+          const auto& v_dx = call.out("out", dx, x_dims(s.conv));
+          check_product(call, s.conv.precision);
+          const auto& space =
+              workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_backward_x_workspace<decltype(t)>(s); });
+          call.run([&](auto t) {
+            using T = decltype(t);
+            conv2d_max_pool2d_backward_x<T>(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vw), get<T>(v_dx), get<T>(space),
+                                            to_stream(stream));
+          });
+        });
+  m.def("conv2d_max_pool2d_backward_w_workspace", [](const ConvPoolShape& s, int64_t itemsize) {
+    return workspace_size(itemsize, [&](auto t) { return conv2d_max_pool2d_backward_w_workspace<decltype(t)>(s); });
+  });
+  m.def("conv2d_max_pool2d_backward_w",
+        [](const ConvPoolShape& s, Array dy, Array argmax, Array x, Array dw, Array db, Array scratch, uintptr_t stream) {
+          Call call("conv2d_max_pool2d_backward_w");
+          const auto& v_dy = call.in("dy", dy, y_dims(s.pool));
+          const auto& va = call.in_uint8("argmax", argmax, y_dims(s.pool));
+          const auto& vx = call.in("x", x, x_dims(s.conv));
+          const auto& v_dw = call.out("dw", dw, w_dims(s.conv));
+          const auto* v_db = call.maybe_out("db", db, {s.conv.k});
+          check_product(call, s.conv.precision);
+          const auto& space =
+              workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_backward_w_workspace<decltype(t)>(s); });
+          call.run([&](auto t) {
+            using T = decltype(t);
+            conv2d_max_pool2d_backward_w<T>(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vx), get<T>(v_dw), get<T>(v_db),
+                                            get<T>(space), to_stream(stream));
+          });
+        });
 }
 
 // An activation and its backward, which takes the forward's y.
@@ -567,6 +641,7 @@ void bind_ops(py::module_& m) {
   bind_gemm(m);
   bind_conv2d(m);
   bind_pool2d(m);
+  bind_conv_pool(m);
   bind_activation(m);
   bind_loss(m);
   bind_norm(m);

@@ -47,6 +47,24 @@ void avg_pool2d_forward(const Pool2dShape&, const T* x, T* y, Stream);
 template <class T>
 void avg_pool2d_backward(const Pool2dShape&, const T* dy, T* dx, Stream);
 
+// ---- Convolution, ReLU and max pooling as one: y = max_pool2d(relu?(conv2d(x, w) + b)). argmax: as in max_pool2d_forward,
+// as a byte, and kNoGradient where relu gave 0 or NaN. Backward, only winners take part in the sums; db may be null.
+template <class T>
+int64_t conv2d_max_pool2d_forward_workspace(const ConvPoolShape&);
+template <class T>
+void conv2d_max_pool2d_forward(const ConvPoolShape&, const T* x, const T* w, const T* b, bool relu, T* y, uint8_t* argmax,
+                               T* workspace, Stream);
+template <class T>
+int64_t conv2d_max_pool2d_backward_x_workspace(const ConvPoolShape&);
+template <class T>
+void conv2d_max_pool2d_backward_x(const ConvPoolShape&, const T* dy, const uint8_t* argmax, const T* w, T* dx, T* workspace,
+                                  Stream);
+template <class T>
+int64_t conv2d_max_pool2d_backward_w_workspace(const ConvPoolShape&);
+template <class T>
+void conv2d_max_pool2d_backward_w(const ConvPoolShape&, const T* dy, const uint8_t* argmax, const T* x, T* dw, T* db,
+                                  T* workspace, Stream);
+
 // ---- Activations over `size` elements; each backward takes the forward's result y. relu(NaN) is NaN.
 template <class T>
 void relu_forward(int64_t size, const T* x, T* y, Stream);

@@ -141,4 +141,12 @@ Pool2dShape make_pool2d_shape(const Dims& x, Pair window, Pair stride, Padding p
   return {x[0], x[1], x[2], x[3], window[0], window[1], h.out, v.out, stride[0], stride[1], h.before, v.before};
 }
 
+ConvPoolShape make_conv_pool_shape(const Conv2dShape& conv, Pair window, Pair stride, Padding padding) {
+  const Pool2dShape pool = make_pool2d_shape({conv.n, conv.ho, conv.wo, conv.k}, window, stride, padding);
+  if (pool.kh * pool.kw > kMaxPositions)
+    fail("conv2d_max_pool2d", "a window of " + text(pool.kh) + " x " + text(pool.kw) + " has more than the " +
+                                  text(kMaxPositions) + " positions that argmax can name");
+  return {conv, pool};
+}
+
 }  // namespace fastnn

@@ -53,9 +53,19 @@ struct Pool2dShape {
   int64_t pad_top, pad_left;  // implicit padding, pixels; never wins a maximum, does not count in a mean
 };
 
+// A convolution and the pooling of its output as one op: the pool's x is the convolution's y. A winner's position in its
+// window is a byte; kNoGradient stands where ReLU lets no gradient through.
+constexpr uint8_t kNoGradient = 255;
+constexpr int64_t kMaxPositions = 255;  // kh * kw of the pool
+struct ConvPoolShape {
+  Conv2dShape conv;
+  Pool2dShape pool;
+};
+
 GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b, Precision precision);
 Conv2dShape make_conv2d_shape(const Dims& x, const Dims& w, Pair stride, Pair dilation, Padding padding,
                               Precision precision);
 Pool2dShape make_pool2d_shape(const Dims& x, Pair window, Pair stride, Padding padding);
+ConvPoolShape make_conv_pool_shape(const Conv2dShape& conv, Pair window, Pair stride, Padding padding);
 
 }  // namespace fastnn

@@ -178,6 +178,27 @@ class Fuzzer:
                 argmax = self.array(shape, "i4")  # of any values: garbage must not be written by
                 ops.max_pool2d_backward(dy, argmax, self.wrong(x_shape), window, stride, padding)
 
+    def conv_pool(self, dtype):
+        x_shape, k = self.shape(4), int(self.rng.integers(1, 40))
+        channels = x_shape[3] if len(x_shape) == 4 else 1
+        w_shape = (*(int(d) for d in self.rng.integers(1, 4, 2)), channels, k)
+        conv = {"stride": self.pair(), "dilation": self.pair(), "padding": self.padding()}
+        window, pool_stride, pool_padding = self.pair(), self.pick([None, self.pair()]), self.padding()
+        options = {**conv, "window": window, "pool_stride": pool_stride, "pool_padding": pool_padding}
+        x, w = self.array(x_shape, dtype), self.array(w_shape, dtype)
+        which = self.rng.integers(3)
+        if which == 0:
+            b = self.array((k,), dtype) if self.chance(0.5) else None
+            ops.conv2d_max_pool2d(x, w, b, relu=self.chance(0.5), **options)
+            return
+        between = self.guess(w_shape, x_shape, None, **conv)
+        shape = self.guess(None, between, window, pool_stride, 1, pool_padding)
+        dy, argmax = self.array(shape, dtype), self.array(shape, "u1")  # of any values, as above
+        if which == 1:
+            ops.conv2d_max_pool2d_backward_x(dy, argmax, w, self.wrong(x_shape), **options)
+        else:
+            ops.conv2d_max_pool2d_backward_w(dy, argmax, x, self.wrong(w_shape), **options)
+
     def activation(self, dtype):
         name, shape = self.pick(["relu", "sigmoid", "tanh", "softmax"]), self.shape()
         getattr(ops, name)(self.array(shape, dtype))
@@ -236,6 +257,7 @@ class Fuzzer:
                 self.conv2d,
                 self.conv2d,
                 self.pool2d,
+                self.conv_pool,
                 self.activation,
                 self.loss,
                 self.batch_norm,

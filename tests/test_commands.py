@@ -24,7 +24,7 @@ __all__ = ["apart", "finished", "images"]  # fixtures
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], ["train", "evaluate", "predict", "gradcheck", "download", "info"]),
+        ([], ["train", "evaluate", "predict", "gradcheck", "bench", "download", "info"]),
         (
             ["train"],
             [
@@ -35,6 +35,7 @@ __all__ = ["apart", "finished", "images"]  # fixtures
         (["evaluate"], ["MODEL", "--data", "--threads"]),
         (["predict"], ["MODEL", "IMAGE", "--top"]),
         (["gradcheck"], ["--device"]),
+        (["bench"], ["CASE", "--list", "--rounds", "--out", "--device", "--threads"]),
         (["download"], ["cifar10"]),
         (["info"], []),
     ],
@@ -72,6 +73,8 @@ def test_version(capsys):
         "predict model",
         "predict model image --top 0",
         "download",
+        "bench --rounds 0",
+        "bench --window 0",
         "download mnist",
         "info now",
     ],

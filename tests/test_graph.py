@@ -38,6 +38,8 @@ def everything():
         layers.BatchNormalization(momentum=0.8),
         layers.MaxPooling2D(2),
         layers.Dropout(0.2),
+        layers.Conv2D(4, 2, activation="relu"),  # with the next one as one op
+        layers.MaxPooling2D(2),
         layers.Flatten(),
         layers.Dense(5, activation="tanh"),
         layers.BatchNormalization(center=False, scale=False),

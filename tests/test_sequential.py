@@ -295,6 +295,50 @@ def test_moving_statistics_are_keras(rng):
     np.testing.assert_allclose(layer.state["moving_variance"], 0.99 + 0.01 * x.var(0), rtol=1e-12)
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("options", [{}, {"padding": "same", "strides": 2, "use_bias": False}])
+def test_convolution_and_pool_are_computed_as_one(rng, activation, options):
+    """The same output to the bit, gradients up to the order of their sums."""
+    pool = {"pool_size": (2, 3), "strides": (2, 2), "padding": "same"}
+    row = [layers.Conv2D(17, 3, activation=activation, **options), layers.MaxPooling2D(**pool)]
+    model = models.Sequential([layers.Input((19, 16, 5)), *row], dtype="float64")
+    (block,) = model.blocks
+    assert type(block).__name__ == "ConvPool"
+    x = rng.standard_normal((4, 19, 16, 5))
+    y, saved = model.forward(x, training=True)
+    between, of_conv = row[0].forward(x, training=True)
+    expected, of_pool = row[1].forward(between, training=True)
+    assert y.tobytes() == expected.tobytes()
+    dy = rng.standard_normal(y.shape)
+    dx, grads = model.backward(dy, saved)
+    dx_expected, expected_grads = row[0].backward(row[1].backward(dy, of_pool)[0], of_conv)
+    np.testing.assert_allclose(dx, dx_expected, rtol=0, atol=1e-12)
+    assert len(grads) == len(expected_grads)
+    for grad, wanted in zip(grads, expected_grads.values(), strict=True):
+        np.testing.assert_allclose(grad, wanted, rtol=0, atol=1e-11)
+
+
+def test_only_what_is_the_same_is_computed_as_one():
+    class Other(layers.MaxPooling2D):
+        pass
+
+    conv, pool = layers.Conv2D, layers.MaxPooling2D
+    apart = [
+        [conv(3, 3, activation="tanh"), pool()],
+        [conv(3, 3), layers.AveragePooling2D()],
+        [conv(3, 3), layers.Dropout(0.1), pool()],
+        [conv(3, 3), Other()],
+        [conv(3, 3), pool(16)],
+        [pool(), conv(3, 3)],
+    ]
+    for row in apart:
+        assert models.Sequential(row).blocks == row
+    model = models.Sequential([conv(3, 3), pool(), conv(3, 3, activation="relu"), pool(), layers.Flatten()])
+    assert [type(block).__name__ for block in model.blocks] == ["ConvPool", "ConvPool", "Flatten"]
+    model.add(layers.Dense(2))
+    assert len(model.blocks) == 4
+
+
 def test_the_gradient_of_a_whole_network(rng):
     """Every parameter of a small network against central differences of its loss, in float64."""
     fastnn.set_seed(3)

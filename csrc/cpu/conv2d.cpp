@@ -8,19 +8,12 @@
 // Forward and input gradient are one kernel, gather_conv, over two plans (conv_plan.h). Work: 2 N Ho Wo K KH KW C flops
 // each; bound by arithmetic for K and C over some 16.
 #include "../ops.h"
-#include "conv_plan.h"
-#include "parallel.h"
-#include "tile.h"
+#include "conv.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
 constexpr int64_t kChunk = 8;  // row tiles of pixels per item at the most
-
-struct Image {
-  int64_t h, w, c;
-  int64_t at(int64_t n, int64_t i, int64_t j) const { return ((n * h + i) * w + j) * c; }
-};
 
 // One class of rows by one class of columns: pixels that share their taps.
 struct Block {
@@ -28,19 +21,6 @@ struct Block {
   int64_t pixels;      // over the whole batch
   int64_t first_item;  // where its chunks begin among the items
 };
-
-// The taps of a block as runs over the source's memory. Where a row of taps lies side by side, it is one run.
-int64_t make_runs(const Block& block, const Image& source, int64_t kw, Run* runs) {
-  const AxisClass &r = *block.rows, &c = *block.cols;
-  const bool joined = c.tap_step == 1 && c.source_step == 1;
-  int64_t count = 0;
-  for (int64_t i = 0; i < r.taps; ++i)
-    for (int64_t j = 0; j < (joined ? std::min<int64_t>(c.taps, 1) : c.taps); ++j)
-      runs[count++] = {(i * r.source_step * source.w + j * c.source_step) * source.c,
-                       ((r.tap + i * r.tap_step) * kw + c.tap + j * c.tap_step) * source.c,
-                       (joined ? c.taps : 1) * source.c};
-  return count;
-}
 
 // out = relu?(bias + gather of source by b's taps): every pixel of a block is a row of the tile.
 template <class T>
@@ -75,7 +55,7 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     }
     std::vector<Run> runs(kh * kw);
     TileArgs<T> t{};
-    t.runs = runs.data(), t.run_count = make_runs(*at, source, kw, runs.data()), t.relu = relu;
+    t.runs = runs.data(), t.run_count = make_runs(rows, cols, source, kw, runs.data()), t.relu = relu;
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
       panels.select(t, b, workspace, panel);
       t.bias = bias ? bias + panel * kCols<T> : nullptr;
@@ -86,11 +66,6 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
       for (int64_t p = 0; p < count; ++p) out_pixel[p] += kCols<T>;
     }
   });
-}
-
-template <class T>
-Panels<T> forward_panels(const Conv2dShape& s) {
-  return Panels<T>(s.kh * s.kw * s.c, s.k, false, s.n * s.ho * s.wo);
 }
 
 template <class T>
@@ -163,16 +138,13 @@ void accumulate_weights(const WeightItem<T>& g, int64_t r, int64_t panel, int64_
 
 template <class T>
 int64_t conv2d_forward_workspace(const Conv2dShape& s) {
-  return forward_panels<T>(s).workspace();
+  return filter_panels<T>(s, s.n * s.ho * s.wo).workspace();
 }
 
 template <class T>
 void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream) {
-  const Panels<T> panels = forward_panels<T>(s);
-  parallel_for(panels.count() - panels.first_packed, [&](int64_t item) {
-    const int64_t panel = panels.first_packed + item;
-    pack_panel(w, panels.rows, s.k, s.k, false, panel * kCols<T>, panels.packed(workspace, panel));
-  });
+  const Panels<T> panels = filter_panels<T>(s, s.n * s.ho * s.wo);
+  pack_filter(s, panels, w, workspace);
   gather_conv(s.n, plan_forward(s), s.kh, s.kw, Image{s.h, s.w, s.c}, Image{s.ho, s.wo, s.k}, x, w, panels, workspace, b,
               relu, y);
 }

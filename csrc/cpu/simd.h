@@ -84,6 +84,41 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
+// The first n elements of a vector, 1 <= n <= kWidth, worked out once for many loads and stores; memory beyond them is not
+// touched, the others are read as zero.
+template <class T>
+class First {
+ public:
+#if defined(__AVX512F__)
+  explicit First(int64_t n) : mask_(__mmask16((1u << n) - 1)) {}
+  V<float> load(const float* p) const { return _mm512_maskz_loadu_ps(mask_, p); }
+  V<double> load(const double* p) const { return _mm512_maskz_loadu_pd(__mmask8(mask_), p); }
+  void store(float* p, V<float> v) const { _mm512_mask_storeu_ps(p, mask_, v); }
+  void store(double* p, V<double> v) const { _mm512_mask_storeu_pd(p, __mmask8(mask_), v); }
+
+ private:
+  __mmask16 mask_;
+#elif defined(__AVX2__)
+  explicit First(int64_t n) {
+    for (int i = 0; i < kWidth<T>; ++i) mask_[i] = i < n ? -1 : 0;
+  }
+  V<float> load(const float* p) const { return _mm256_maskload_ps(p, __m256i(mask_)); }
+  V<double> load(const double* p) const { return _mm256_maskload_pd(p, __m256i(mask_)); }
+  void store(float* p, V<float> v) const { _mm256_maskstore_ps(p, __m256i(mask_), v); }
+  void store(double* p, V<double> v) const { _mm256_maskstore_pd(p, __m256i(mask_), v); }
+
+ private:
+  decltype(V<T>{} < V<T>{}) mask_{};  // integers as wide as T
+#else
+  explicit First(int64_t n) : n_(n) {}
+  V<T> load(const T* p) const { return simd::load(p, n_); }
+  void store(T* p, V<T> v) const { simd::store(p, v, n_); }
+
+ private:
+  int64_t n_;
+#endif
+};
+
 // NaN stays NaN, and -0.0 becomes +0.0.
 template <class T>
 inline V<T> relu(V<T> v) {

@@ -304,6 +304,46 @@ def _avg_pool2d_case(
         yield from agrees(device, "avg_pool2d_backward", "dx", [dy, shape], exact=halves, **how)
 
 
+def _conv2d_max_pool2d(device: Device) -> Cases:
+    yield from _conv2d_max_pool2d_case(device, (2, 6, 5, 1), (3, 3, 1, 3), window=2)
+    yield from _conv2d_max_pool2d_case(
+        device, (1, 9, 8, 3), (3, 2, 3, 5), window=2, padding="same", stride=(1, 2)
+    )
+    yield from _conv2d_max_pool2d_case(
+        device, (2, 8, 7, 5), (2, 3, 5, 17), window=3, pool_stride=2, dilation=(2, 1)
+    )
+    yield from _conv2d_max_pool2d_case(
+        device, (1, 7, 9, 2), (2, 2, 2, 3), window=(2, 3), pool_padding="same", padding=1
+    )
+    yield from _conv2d_max_pool2d_case(device, (5, 32, 33, 3), (3, 3, 3, 32), window=2)
+    yield from _conv2d_max_pool2d_case(device, (3, 15, 13, 32), (3, 3, 32, 64), window=2, padding="same")
+
+
+def _conv2d_max_pool2d_case(device: Device, x_shape: Shape, w_shape: Shape, **how: Any) -> Cases:
+    ops, name, shapes = device.ops, "conv2d_max_pool2d", {"x": x_shape, "w": w_shape, "b": w_shape[3:]}
+
+    def f(x: Any, w: Any, b: Any) -> Any:
+        return ops.conv2d_max_pool2d(x, w, b, relu=True, **how)[0]
+
+    def backward(dy: Any, x: Any, w: Any, b: Any) -> Any:
+        argmax = ops.conv2d_max_pool2d(x, w, b, relu=True, **how)[1]
+        dx = ops.conv2d_max_pool2d_backward_x(dy, argmax, w, x.shape, **how)
+        return dx, *ops.conv2d_max_pool2d_backward_w(dy, argmax, x, w.shape, **how)
+
+    rng = np.random.default_rng(16)
+    if x_shape[3] < 32 and w_shape[3] < 32:  # among more outputs, some are always a step away from a kink
+        args = {key: normal(shape, rng, "float64") for key, shape in shapes.items()}
+        yield from smooth(device, name, f"x {x_shape}, w {w_shape}, {how}", f, backward, args)
+    for dtype in DTYPES:
+        x, w, b = (integers(shape, rng, dtype) for shape in shapes.values())
+        for relu in (False, True):
+            yield from agrees(device, name, "y argmax", [x, w, b], exact=True, relu=relu, **how)
+        y, argmax = reference.conv2d_max_pool2d(x, w, b, relu=True, **how)
+        dy = integers(y.shape, rng, dtype)
+        yield from agrees(device, f"{name}_backward_x", "dx", [dy, argmax, w, x_shape], exact=True, **how)
+        yield from agrees(device, f"{name}_backward_w", "dw db", [dy, argmax, x, w_shape], exact=True, **how)
+
+
 def _activations(device: Device) -> Cases:
     rng = np.random.default_rng(6)
     for name in ("relu", "sigmoid", "tanh"):
@@ -473,6 +513,7 @@ OPS: tuple[Callable[[Device], Cases], ...] = (
     _conv2d,
     _max_pool2d,
     _avg_pool2d,
+    _conv2d_max_pool2d,
     _activations,
     _softmax,
     _cross_entropy,

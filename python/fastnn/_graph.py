@@ -123,7 +123,7 @@ class _Step:
         self._rates, self.sums = numbers[:3], numbers[2:]  # the loss is both
         self._totals = [self.sums[i : i + 1].reshape(()) for i in range(len(self.sums))]
         left = iter(arrays)
-        self._drawn = [[next(left) for _ in of_layer] for of_layer in drawn]
+        self._drawn = [[next(left) for _ in of_block] for of_block in drawn]
         self._graph: _backend.Graph | None = None
         self._calls = 0
 
@@ -166,8 +166,8 @@ class _Step:
             np.multiply(self._totals[0], 0.0, out=self._halted)
         states = [array for layer in model.layers for array in layer.state.values()]
         before = [array.copy() for array in states]
-        for layer, kept in zip(model.layers, saved, strict=True):
-            layer.update_state(kept)
+        for block, kept in zip(model.blocks, saved, strict=True):
+            block.update_state(kept)
         if states:
             finite = np.isfinite(self._totals[0])
             for array, old in zip(states, before, strict=True):

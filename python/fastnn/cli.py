@@ -1,4 +1,4 @@
-"""The command `fastnn`: train, evaluate, predict, gradcheck, download, info.
+"""The command `fastnn`: train, evaluate, predict, gradcheck, bench, download, info.
 
 Exit status: 0 done, 1 an error, which stands on stderr in one line (FASTNN_DEBUG=1 adds the traceback), 2 wrong
 usage, 130 stopped by Ctrl-C or SIGTERM.
@@ -103,6 +103,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_device(sub)
 
     sub = command(_gradcheck, "verify the gradients of every op, layer and loss on this machine")
+    _add_device(sub)
+
+    sub = command(_bench, "check kernels, layers' sizes and whole steps against the reference, and time them")
+    sub.add_argument(
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        help="a case such as conv2d/n32h15w15c32k64r3s3, a pattern such as 'gemm/*', or a suite; default: all",
+    )
+    sub.add_argument(
+        "--list", action="store_true", help="show the cases, the passes of each, and the suites, and leave"
+    )
+    sub.add_argument("--rounds", type=_whole(1), default=15, metavar="N", help="default: 15")
+    sub.add_argument(
+        "--window", type=_positive, default=0.04, metavar="S", help="seconds of a round; default: 0.04"
+    )
+    sub.add_argument("--out", metavar="FILE", help="write the figures, with machine and versions, as JSON")
     _add_device(sub)
 
     sub = command(_download, "bring a data set into the cache folder")
@@ -251,6 +268,24 @@ def _gradcheck(options: argparse.Namespace) -> int:
     )
     print(("\r\033[K" if live else "") + gradcheck.table(results))
     return 0 if all(report.passed for _, report in results) else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench import cases, command
+
+    if options.list:
+        for case in cases.select(options.cases or ["all"]):
+            print(case, *case.passes)
+        print(f"suites: {', '.join(cases.SUITES)}")
+        return 0
+    return command.run(
+        options.cases,
+        device=options.device or "cpu",
+        threads=options.threads,
+        rounds=options.rounds,
+        window=options.window,
+        out=options.out,
+    )
 
 
 def _download(options: argparse.Namespace) -> int:

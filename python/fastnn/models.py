@@ -18,6 +18,7 @@ from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
 from .layers.base import Drawn, assign
+from .layers.fusion import Block, fuse
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
@@ -62,6 +63,7 @@ class Sequential:
         self._input_shape: tuple[int, ...] | None = None
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
+        self._fused: tuple[list[Layer], list[Block]] = ([], [])  # layers, and what they became
         for layer in layers or ():
             self.add(layer)
 
@@ -202,28 +204,38 @@ class Sequential:
 
     # ------------------------------------------------------------------ forward and backward
 
+    @property
+    def blocks(self) -> list[Block]:
+        """What forward and backward run: the layers, some of them computed as one."""
+        if self._fused[0] != self.layers:
+            self._fused = list(self.layers), fuse(self.layers)
+        return self._fused[1]
+
     def forward(
         self, x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
     ) -> tuple[Array, list[Any]]:
-        """x (N, ...) of the model's dtype -> (y, what backward needs of each layer).
+        """x (N, ...) of the model's dtype -> (y, what backward needs of each block).
 
         drawn: what `draw` gave for a batch of this size, on the model's device; needed in training where layers are random.
         """
         saved = []
-        for i, layer in enumerate(self.layers):
-            x, kept = layer.forward(x, training, drawn[i] if drawn else ())
+        for i, block in enumerate(self.blocks):
+            x, kept = block.forward(x, training, drawn[i] if drawn else ())
             saved.append(kept)
         return x, saved
 
     def draw(self, n: int, seed: int, *stream: int) -> list[Drawn]:
-        """What each layer needs of chance to train on n samples, in NumPy arrays; empty where none is random."""
+        """What each block needs of chance to train on n samples, in NumPy arrays; empty where no layer is random."""
         if not any(layer.random for layer in self.layers):
             return []
         rng = _random.generator(seed, *stream)
-        return [layer.draw(rng, (n, *(layer.input_shape or ()))) for layer in self.layers]
+        return [
+            block.draw(rng, (n, *(block.input_shape or ()))) if isinstance(block, Layer) else ()
+            for block in self.blocks
+        ]
 
     def _there(self, drawn: Sequence[Drawn]) -> list[Drawn]:
-        return [[self.xp.asarray(array) for array in of_layer] for of_layer in drawn]
+        return [[self.xp.asarray(array) for array in of_block] for of_block in drawn]
 
     def backward(self, dy: Array, saved: list[Any], need_dx: bool = True) -> tuple[Array | None, list[Array]]:
         """dy, saved -> (dx, gradients parallel to trainable_weights).
@@ -231,14 +243,15 @@ class Sequential:
         Without need_dx, layers below the first trainable one are left out. Empties `saved` on its way, so
         that activations are freed as soon as they have served.
         """
-        trained = [i for i, layer in enumerate(self.layers) if layer.trainable and layer.params]
-        lowest = 0 if need_dx else min(trained, default=len(self.layers))
+        blocks = self.blocks
+        trained = [i for i, block in enumerate(blocks) if block.trainable and block.params]
+        lowest = 0 if need_dx else min(trained, default=len(blocks))
         grads: list[Array] = []
         dx: Array | None = dy
-        for i in reversed(range(lowest, len(self.layers))):
+        for i in reversed(range(lowest, len(blocks))):
             assert dx is not None
-            dx, of_layer = self.layers[i].backward(dx, saved.pop(), need_dx or i > lowest)
-            grads.extend(of_layer[key] for key in reversed(self.layers[i].params) if key in of_layer)
+            dx, of_block = blocks[i].backward(dx, saved.pop(), need_dx or i > lowest)
+            grads.extend(of_block[key] for key in reversed(blocks[i].params) if key in of_block)
         grads.reverse()
         return dx if need_dx else None, grads
 
@@ -387,8 +400,8 @@ class Sequential:
         if not math.isfinite(sums[0]):
             optimizer.iterations += 1
             return sums
-        for layer, kept in zip(self.layers, saved, strict=True):
-            layer.update_state(kept)
+        for block, kept in zip(self.blocks, saved, strict=True):
+            block.update_state(kept)
         _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
         optimizer.apply(self.trainable_weights, grads)
         return sums

@@ -27,6 +27,7 @@ from ._typing import Array, Padding, Pair, Shape
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _INDEX_LIMIT = 2**31
 _SIZE_LIMIT = 2**62
+MAX_POSITIONS = 255  # of a window whose winner is named by a byte
 
 
 # ---- Arguments
@@ -349,11 +350,7 @@ def max_pool2d_backward(
     op = "max_pool2d_backward"
     backend = _backend.of(dy, op, "dy")
     dy = _float(op, "dy", dy)
-    if not hasattr(argmax, "dtype") or argmax.dtype != np.int32 or not argmax.dtype.isnative:
-        raise TypeError(
-            f"{op}: argmax must be the int32 array that max_pool2d returned, got {_describe(argmax)}"
-        )
-    argmax = backend.xp.ascontiguousarray(argmax)
+    argmax = _positions(op, backend, argmax, np.int32)
     x_shape = _shape(op, "x_shape", x_shape)
     shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
     _check_dy(op, dy, shape.y)
@@ -391,9 +388,141 @@ def avg_pool2d_backward(
     return dx  # type: ignore[no-any-return]
 
 
+def _positions(op: str, backend: Backend, argmax: Array, dtype: Any) -> Array:
+    """The positions that a forward returned, in C order."""
+    if not hasattr(argmax, "dtype") or argmax.dtype != dtype or not argmax.dtype.isnative:
+        raise TypeError(
+            f"{op}: argmax must be the {np.dtype(dtype)} array that the forward returned, got {_describe(argmax)}"
+        )
+    return backend.xp.ascontiguousarray(argmax)  # type: ignore[no-any-return]
+
+
 def _describe(value: object) -> str:
     dtype = getattr(value, "dtype", None)
     return type(value).__name__ if dtype is None else repr(dtype)
+
+
+# ---- Convolution, ReLU and max pooling as one
+
+
+def _conv_pool_shape(
+    op: str,
+    backend: Backend,
+    x_shape: Shape,
+    w_shape: Shape,
+    window: Pair,
+    pool_stride: Pair | None,
+    pool_padding: Padding,
+    options: dict[str, Any],
+) -> Any:
+    conv = _conv2d_shape(op, backend, x_shape, w_shape, **options)
+    windows = _pair(op, "window", window)
+    strides = windows if pool_stride is None else _pair(op, "pool_stride", pool_stride)
+    return backend.native.ConvPoolShape(conv, windows, strides, _padding(op, pool_padding))
+
+
+def conv2d_max_pool2d(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    window: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = "valid",
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    relu: bool = False,
+    precision: str = "float32",
+) -> tuple[Array, Array]:
+    """max_pool2d(conv2d(x, w, b, relu=relu), window) without the map in between: (N, H, W, C) -> (N, Ho, Wo, K).
+
+    Arguments are those of conv2d and max_pool2d, y has the bits of the two. Returns (y, argmax); keep argmax for the two
+    backward functions: uint8, the winner's position KH * KW + kw in its window, 255 where ReLU lets no gradient through.
+    Raises ValueError as the two do, and where a window has more than 255 positions.
+    """
+    op = "conv2d_max_pool2d"
+    backend = _backend.of(x, op, "x")
+    x, w = _float(op, "x", x), _float(op, "w", w)
+    b = None if b is None else _float(op, "b", b)
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
+    shape = _conv_pool_shape(op, backend, x.shape, w.shape, window, pool_stride, pool_padding, options)
+    y, argmax = _result(op, backend, None, shape.y, x.dtype), _result(op, backend, None, shape.y, np.uint8)
+    workspace = backend.xp.empty(
+        backend.native.conv2d_max_pool2d_forward_workspace(shape, x.itemsize), x.dtype
+    )
+    backend.native.conv2d_max_pool2d_forward(shape, x, w, b, bool(relu), y, argmax, workspace, backend.stream)
+    return y, argmax
+
+
+def conv2d_max_pool2d_backward_x(
+    dy: Array,
+    argmax: Array,
+    w: Array,
+    x_shape: Sequence[int],
+    *,
+    window: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = "valid",
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    precision: str = "float32",
+    out: Array | None = None,
+) -> Array:
+    """Gradient of conv2d_max_pool2d's x: dy, argmax (N, Ho, Wo, K), w (KH, KW, C, K) -> dx of x_shape (N, H, W, C).
+
+    The sum runs over winners, in another order than that of the separate ops. What did not win may take part as a zero:
+    whether 0 * inf makes a NaN is not defined.
+    """
+    op = "conv2d_max_pool2d_backward_x"
+    backend = _backend.of(dy, op, "dy")
+    dy, w = _float(op, "dy", dy), _float(op, "w", w)
+    x_shape = _shape(op, "x_shape", x_shape)
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
+    shape = _conv_pool_shape(op, backend, x_shape, w.shape, window, pool_stride, pool_padding, options)
+    _check_dy(op, dy, shape.y)
+    argmax = _positions(op, backend, argmax, np.uint8)
+    dx = _result(op, backend, out, x_shape, dy.dtype)
+    workspace = backend.xp.empty(
+        backend.native.conv2d_max_pool2d_backward_x_workspace(shape, dy.itemsize), dy.dtype
+    )
+    backend.native.conv2d_max_pool2d_backward_x(shape, dy, argmax, w, dx, workspace, backend.stream)
+    return dx
+
+
+def conv2d_max_pool2d_backward_w(
+    dy: Array,
+    argmax: Array,
+    x: Array,
+    w_shape: Sequence[int],
+    *,
+    window: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = "valid",
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    precision: str = "float32",
+) -> tuple[Array, Array]:
+    """Gradients of conv2d_max_pool2d's w and b: dy, argmax (N, Ho, Wo, K), x (N, H, W, C) -> (dw of w_shape, db (K,)).
+
+    As conv2d_max_pool2d_backward_x says of its sum.
+    """
+    op = "conv2d_max_pool2d_backward_w"
+    backend = _backend.of(dy, op, "dy")
+    dy, x = _float(op, "dy", dy), _float(op, "x", x)
+    w_shape = _shape(op, "w_shape", w_shape)
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
+    shape = _conv_pool_shape(op, backend, x.shape, w_shape, window, pool_stride, pool_padding, options)
+    _check_dy(op, dy, shape.y)
+    argmax = _positions(op, backend, argmax, np.uint8)
+    dw, db = _result(op, backend, None, w_shape, dy.dtype), backend.xp.empty(w_shape[-1:], dy.dtype)
+    workspace = backend.xp.empty(
+        backend.native.conv2d_max_pool2d_backward_w_workspace(shape, dy.itemsize), dy.dtype
+    )
+    backend.native.conv2d_max_pool2d_backward_w(shape, dy, argmax, x, dw, db, workspace, backend.stream)
+    return dw, db
 
 
 # ---- Activations

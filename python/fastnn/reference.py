@@ -1,9 +1,10 @@
 """Every op of `fastnn.ops` in plain NumPy float64, under the same names: the truth the kernels are held to.
 
-Inputs of any real dtype are computed in float64 and float64 comes back (an argmax is int32). Images are
-NHWC, filters HWIO. Nothing is fast here and nothing is clever: convolution and pooling walk the taps of the
-window, and each tap touches just those outputs whose source pixel lies inside the image, so that padding
-takes no part in any sum or maximum. In the formulas, `dL/dy` of a loss L is written dy, and so on.
+Inputs of any real dtype are computed in float64 and float64 comes back (an argmax is int32, or uint8 where a
+convolution is pooled). Images are NHWC, filters HWIO. Nothing is fast here and nothing is clever: convolution
+and pooling walk the taps of the window, and each tap touches just those outputs whose source pixel lies
+inside the image, so that padding takes no part in any sum or maximum. In the formulas, `dL/dy` of a loss L is
+written dy, and so on.
 
 There is no `out=` and no `rates=`; `sgd_step` and `adam_step` update the arrays they are given. NaN and infinities run
 through silently, as in the kernels.
@@ -353,6 +354,89 @@ def avg_pool2d_backward(
     for _, _, outputs, pixels in taps(rows, cols):
         dx[pixels] += share[outputs]
     return dx
+
+
+# ---------------------------------------------------------------------------- convolution, ReLU and max pooling as one
+
+
+NO_GRADIENT = 255  # in the place of a winner's position, where ReLU gave 0 or NaN
+
+
+def conv2d_max_pool2d(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    *,
+    window: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = "valid",
+    relu: bool = False,
+    **options: Any,
+) -> tuple[Array, Array]:
+    """max_pool2d of conv2d -> y, argmax (uint8); options are conv2d's."""
+    y, argmax = max_pool2d(conv2d(x, w, b, relu=relu, **options), window, pool_stride, pool_padding)
+    if relu:
+        argmax = np.where(y > 0.0, argmax, NO_GRADIENT)
+    return y, argmax.astype(np.uint8)
+
+
+def _before_pool(
+    dy: Array,
+    argmax: Array,
+    x_shape: Shape,
+    w_shape: Shape,
+    window: Pair,
+    pool_stride: Pair | None,
+    pool_padding: Padding,
+    stride: Pair,
+    dilation: Pair,
+    padding: Padding,
+) -> Array:
+    """The gradient of the map between convolution and pool: dy at the winners, zero elsewhere."""
+    rows, cols = axes(x_shape[1:3], w_shape[:2], stride, dilation, padding)
+    shape = (x_shape[0], rows.out, cols.out, w_shape[3])
+    return max_pool2d_backward(dy, argmax, shape, window, pool_stride, pool_padding)
+
+
+def conv2d_max_pool2d_backward_x(
+    dy: Array,
+    argmax: Array,
+    w: Array,
+    x_shape: Shape,
+    *,
+    window: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = "valid",
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    precision: str = "float32",
+) -> Array:
+    """Gradient of the input: back through the pool, then through the convolution."""
+    geometry: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": padding}
+    inner = _before_pool(dy, argmax, x_shape, w.shape, window, pool_stride, pool_padding, **geometry)
+    return conv2d_backward_x(inner, w, x_shape, **geometry, precision=precision)
+
+
+def conv2d_max_pool2d_backward_w(
+    dy: Array,
+    argmax: Array,
+    x: Array,
+    w_shape: Shape,
+    *,
+    window: Pair,
+    pool_stride: Pair | None = None,
+    pool_padding: Padding = "valid",
+    stride: Pair = 1,
+    dilation: Pair = 1,
+    padding: Padding = "valid",
+    precision: str = "float32",
+) -> tuple[Array, Array]:
+    """Gradients of the filter and the bias, likewise."""
+    geometry: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": padding}
+    inner = _before_pool(dy, argmax, x.shape, w_shape, window, pool_stride, pool_padding, **geometry)
+    dw = conv2d_backward_w(inner, x, w_shape, **geometry, precision=precision)
+    return dw, inner.sum(axis=(0, 1, 2))
 
 
 # ------------------------------------------------------------------------------------------------ activations

@@ -42,7 +42,7 @@ class Conv2D(Layer):
         self.use_bias = use_bias
         self.kernel_initializer = initializers.check(kernel_initializer, self.name)
         self.bias_initializer = initializers.check(bias_initializer, self.name)
-        self._window: dict[str, Any] = {
+        self.window: dict[str, Any] = {  # as the ops take it
             "stride": self.strides,
             "dilation": self.dilation_rate,
             "padding": self.padding,
@@ -68,7 +68,7 @@ class Conv2D(Layer):
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         relu = self.activation == "relu"
-        y = ops.conv2d(x, self.params["kernel"], self.params.get("bias"), relu=relu, **self._window)
+        y = ops.conv2d(x, self.params["kernel"], self.params.get("bias"), relu=relu, **self.window)
         if not relu:
             y = activations.apply(self.activation, y)
         return y, (x, y)
@@ -79,8 +79,8 @@ class Conv2D(Layer):
         dy = activations.apply_backward(self.activation, dy, y)
         grads: Grads = {}
         if self.trainable:
-            grads["kernel"] = ops.conv2d_backward_w(dy, x, w.shape, **self._window)
+            grads["kernel"] = ops.conv2d_backward_w(dy, x, w.shape, **self.window)
             if self.use_bias:
                 grads["bias"] = ops.bias_backward(dy)
-        dx = ops.conv2d_backward_x(dy, w, x.shape, **self._window) if need_dx else None
+        dx = ops.conv2d_backward_x(dy, w, x.shape, **self.window) if need_dx else None
         return dx, grads

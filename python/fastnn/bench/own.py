@@ -1,0 +1,201 @@
+"""fastnn as a library of the benches: NumPy arrays on the CPU, CuPy arrays on a GPU, through what users call."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, _backend, layers, losses, models, ops, optimizers
+from .._typing import Array
+from . import cases
+from .cases import Case, Inputs
+from .timing import FLUSH_BYTES, Clock, Prepared, Unsupported, event_clock, step_clock, wall_clock
+
+
+class Fastnn:
+    """The library under test. threads: of the CPU kernels, None for all processors."""
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        self.device, self.xp = device, _backend.module(device)
+        if threads is not None:
+            _backend.set_num_threads(threads)
+        self._flushed: Array | None = None
+
+    def describe(self) -> dict[str, str]:
+        told = {"fastnn": __version__, "python": platform.python_version(), "numpy": np.__version__}
+        if self.device == "cuda":
+            return {
+                **told,
+                "kernels": _backend.cuda_description(),
+                "inference": "model(x)",
+                "training": "model.fit",
+            }
+        return {
+            **told,
+            "kernels": _backend.instruction_set()[0],
+            "threads": str(_backend.get_num_threads()),
+            "inference": "model(x)",
+            "training": "model.train_on_batch",
+        }
+
+    def _clock(self, case: Case) -> Clock:
+        """By the wall on the CPU; on a GPU by events around kernels, or by the wall around whole steps."""
+        if self.device == "cpu":
+            return wall_clock
+        cuda = self.xp.cuda
+        if case.family.whole:
+            return step_clock(lambda _: cuda.get_current_stream().synchronize())
+        if self._flushed is None:
+            self._flushed = self.xp.empty(FLUSH_BYTES // 4, np.float32)
+        flushed = self._flushed
+
+        def elapsed_ms(begin: Any, end: Any) -> float:
+            end.synchronize()
+            return float(cuda.get_elapsed_time(begin, end))
+
+        return event_clock(cuda.Event, elapsed_ms, lambda: flushed.fill(0))
+
+    def prepare(self, case: Case, which: str, inputs: Inputs) -> Prepared:
+        if case.precision != "float32" and self.device == "cpu":
+            raise Unsupported(f"{case.precision} is for GPUs")
+        prepare = getattr(self, case.family.name, None)
+        if prepare is None:
+            raise Unsupported(f"no bench of fastnn for {case.family.name}")
+        there = {
+            name: [self.xp.asarray(a) for a in value] if isinstance(value, list) else self.xp.asarray(value)
+            for name, value in inputs.items()
+        }
+        prepared = prepare(case, which, there)
+        call, clock = prepared if isinstance(prepared, tuple) else (prepared, self._clock(case))
+        return Prepared(call, self._results, clock)
+
+    @staticmethod
+    def _results(value: Any) -> list[Array]:
+        values = value if isinstance(value, (tuple, list)) else [value]
+        return [_backend.to_host(v) for v in values]
+
+    # ------------------------------------------------------------------ one method for each family
+
+    def gemm(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        ta, tb = (c == "t" for c in case["t"])
+        a, b, precision = i["a"], i["b"], case.precision
+        return lambda: ops.gemm(a, b, transpose_a=ta, transpose_b=tb, precision=precision)
+
+    def conv2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, w, b, dy = (i[name] for name in ("x", "w", "b", "dy"))
+        options = {"stride": case["u"], "padding": case["p"], "precision": case.precision}
+        if which == "forward":
+            return lambda: ops.conv2d(x, w, b, **options)
+        if which == "backward_x":
+            return lambda: ops.conv2d_backward_x(dy, w, x.shape, **options)
+        return lambda: (ops.conv2d_backward_w(dy, x, w.shape, **options), ops.bias_backward(dy))
+
+    def max_pool2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, dy, r, u = i["x"], i["dy"], case["r"], case["u"]
+        if which == "forward":
+            return lambda: ops.max_pool2d(x, r, u)[0]
+        argmax = ops.max_pool2d(x, r, u)[1]
+        return lambda: ops.max_pool2d_backward(dy, argmax, x.shape, r, u)
+
+    def avg_pool2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, dy, r, u = i["x"], i["dy"], case["r"], case["u"]
+        if which == "forward":
+            return lambda: ops.avg_pool2d(x, r, u)
+        return lambda: ops.avg_pool2d_backward(dy, x.shape, r, u)
+
+    def _activation(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, dy, op = i["x"], i["dy"], getattr(ops, case.family.name)
+        if which == "forward":
+            return lambda: op(x)
+        y, back = op(x), getattr(ops, f"{case.family.name}_backward")
+        return lambda: back(dy, y)
+
+    relu = sigmoid = tanh = softmax = _activation
+
+    def softmax_cross_entropy(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, labels = i["x"], i["labels"]
+        if which == "forward":
+            return lambda: ops.softmax_cross_entropy(x, labels)[0]
+        y = ops.softmax_cross_entropy(x, labels)[1]
+        mean = self.xp.asarray(np.full(case["n"], 1 / case["n"], np.float32))
+        return lambda: ops.softmax_cross_entropy_backward(mean, y, labels)
+
+    def batch_norm(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, dy, gamma, beta = (i[name] for name in ("x", "dy", "gamma", "beta"))
+        epsilon = cases.BatchNorm.epsilon
+        if which == "forward":
+            return lambda: ops.batch_norm(x, gamma, beta, epsilon=epsilon)[0]
+        _, mean, var = ops.batch_norm(x, gamma, beta, epsilon=epsilon)
+        return lambda: ops.batch_norm_backward(dy, x, gamma, mean, var, epsilon=epsilon)[0]
+
+    def adam_step(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        ws, dws, ms, vs = (i[name] for name in ("ws", "dws", "ms", "vs"))
+
+        def call() -> list[Array]:
+            ops.adam_step(
+                ws,
+                dws,
+                ms,
+                vs,
+                step=cases.AdamStep.step,
+                learning_rate=cases.LEARNING_RATE,
+                beta_1=cases.BETA_1,
+                beta_2=cases.BETA_2,
+                epsilon=cases.EPSILON,
+            )
+            return list(ws)
+
+        return call
+
+    def _model(self, name: str, weights: list[Array]) -> models.Sequential:
+        """A network of cases.NETWORKS, as the tutorial's program writes it; images come in 0..1."""
+        model = models.Sequential([layers.Input(cases.IMAGE)], device=self.device)
+        shapes = cases.NETWORKS[name]
+        for number, shape in enumerate(shapes):
+            activation = "relu" if number < len(shapes) - 1 else None
+            if len(shape) == 4:
+                model.add(layers.Conv2D(shape[3], shape[:2], activation=activation))
+                if number < cases.POOLED[name]:
+                    model.add(layers.MaxPooling2D((2, 2)))
+                continue
+            if len(shapes[number - 1]) == 4:
+                model.add(layers.Flatten())
+            model.add(layers.Dense(shape[1], activation=activation))
+        model.set_weights([_backend.to_host(w) for w in weights])
+        return model
+
+    def inference(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        model, x = self._model(case["x"], i["weights"]), i["x"]
+        return lambda: model(x)
+
+    def train_step(self, case: Case, which: str, i: Inputs) -> tuple[Callable[[], Any], Clock]:
+        model, x, labels = self._model(case["x"], i["weights"]), i["x"], i["labels"]
+        adam = optimizers.Adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, cases.EPSILON)
+        model.compile(adam, losses.SparseCategoricalCrossentropy(from_logits=True))
+        _backend.keep_freed_memory()  # as every fit does; train_on_batch alone would not
+        step = 0
+
+        def call() -> float:
+            nonlocal step
+            loss = model.train_on_batch(x[step % len(x)], labels[step % len(x)])
+            step += 1
+            return float(loss)
+
+        if self.device == "cpu":
+            return call, wall_clock
+
+        # On a GPU, fit is what need not wait for each step's loss. Its epochs are long enough for its begin not to count.
+        images, targets = self.xp.concatenate(x), self.xp.concatenate(labels)
+
+        def fit_clock(_: Callable[[], Any], calls: int) -> float:
+            epochs = -(-calls // len(x))
+            begin = time.perf_counter()
+            model.fit(images, targets, batch_size=case["n"], epochs=epochs, shuffle=False, verbose=0)
+            self.xp.cuda.get_current_stream().synchronize()
+            return (time.perf_counter() - begin) / (epochs * len(x))
+
+        return call, fit_clock
