@@ -54,6 +54,14 @@ class Call {
     return integers('B', name, array, shape, Access::kWrite);
   }
 
+  // Always float64, apart from the type that decides the kernel's.
+  const ArrayView& in_float64(const char* name, py::handle array, const Dims& shape) {
+    const ArrayView& v = view(name, array, Access::kRead, &shape);
+    if (v.dtype() != 'd')
+      throw py::type_error(std::string(op_) + ": " + name + " must be float64, got " + type_name(v.dtype()));
+    return v;
+  }
+
   int64_t itemsize() const { return dtype_ == 'd' ? 8 : 4; }
 
   [[noreturn]] void fail(const std::string& what) const { throw py::value_error(std::string(op_) + ": " + what); }
@@ -580,9 +588,10 @@ class TensorLists {
 };
 
 void bind_optimizer(py::module_& m) {
-  m.def("sgd_step", [](const py::list& ws, const py::list& dws, const py::object& velocities, double learning_rate,
-                       double momentum, bool nesterov, double weight_decay, uintptr_t stream) {
+  m.def("sgd_step", [](const py::list& ws, const py::list& dws, const py::object& velocities, Array rates, double momentum,
+                       bool nesterov, uintptr_t stream) {
     Call call("sgd_step");
+    const auto& v_rates = call.in_float64("rates", rates, {kRates});
     const bool has_velocity = !velocities.is_none();
     const py::list slots = has_velocity ? velocities.cast<py::list>() : ws;
     TensorLists lists(call, ws, {{"gradients", &dws}, {"velocities", &slots}});
@@ -599,34 +608,31 @@ void bind_optimizer(py::module_& m) {
       using T = decltype(t);
       std::vector<SgdTensor<T>> tensors;
       for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.velocity)});
-      sgd_step<T>(tensors.data(), int64_t(tensors.size()), {learning_rate, momentum, weight_decay, nesterov},
-                  to_stream(stream));
+      sgd_step<T>(tensors.data(), int64_t(tensors.size()), get<double>(v_rates), {momentum, nesterov}, to_stream(stream));
     });
   });
-  m.def("adam_step",
-        [](const py::list& ws, const py::list& dws, const py::list& ms, const py::list& vs, int64_t step,
-           double learning_rate, double beta_1, double beta_2, double epsilon, double weight_decay, uintptr_t stream) {
-          Call call("adam_step");
-          if (step < 1) call.fail("step counts from 1, got " + std::to_string(step));
-          TensorLists lists(call, ws, {{"gradients", &dws}, {"first moments", &ms}, {"second moments", &vs}});
-          struct Views {
-            const ArrayView *w, *dw, *m, *v;
-          };
-          std::vector<Views> views;
-          for (int64_t i = 0; i < lists.count(); ++i) {
-            const ArrayView& w = lists.w(ws, i);
-            views.push_back(
-                {&w, &call.in("dw", dws[i], w.shape()), &call.out("m", ms[i], w.shape()), &call.out("v", vs[i], w.shape())});
-          }
-          call.run([&](auto t) {
-            using T = decltype(t);
-            std::vector<AdamTensor<T>> tensors;
-            for (const Views& v : views)
-              tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.m), get<T>(v.v)});
-            adam_step<T>(tensors.data(), int64_t(tensors.size()),
-                         {step, learning_rate, beta_1, beta_2, epsilon, weight_decay}, to_stream(stream));
-          });
-        });
+  m.def("adam_step", [](const py::list& ws, const py::list& dws, const py::list& ms, const py::list& vs, Array rates,
+                        double beta_1, double beta_2, double epsilon, uintptr_t stream) {
+    Call call("adam_step");
+    const auto& v_rates = call.in_float64("rates", rates, {kRates});
+    TensorLists lists(call, ws, {{"gradients", &dws}, {"first moments", &ms}, {"second moments", &vs}});
+    struct Views {
+      const ArrayView *w, *dw, *m, *v;
+    };
+    std::vector<Views> views;
+    for (int64_t i = 0; i < lists.count(); ++i) {
+      const ArrayView& w = lists.w(ws, i);
+      views.push_back(
+          {&w, &call.in("dw", dws[i], w.shape()), &call.out("m", ms[i], w.shape()), &call.out("v", vs[i], w.shape())});
+    }
+    call.run([&](auto t) {
+      using T = decltype(t);
+      std::vector<AdamTensor<T>> tensors;
+      for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.m), get<T>(v.v)});
+      adam_step<T>(tensors.data(), int64_t(tensors.size()), get<double>(v_rates), {beta_1, beta_2, epsilon},
+                   to_stream(stream));
+    });
+  });
 }
 
 }  // namespace

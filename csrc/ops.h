@@ -121,7 +121,10 @@ template <class T>
 void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
                           double epsilon, T* y, Stream);
 
-// ---- Optimizer steps, in place, over all parameters of a network in one call.
+// ---- Optimizer steps, in place, over all parameters of a network in one call. What changes from step to step lies in
+// memory, so that a captured graph reads it anew at each launch: rates[0] is the step's size, rates[1] what w is multiplied
+// by (1 without weight decay), rates[2] the loss: where it is NaN or infinite, nothing is written.
+constexpr int kRates = 3;
 template <class T>
 struct SgdTensor {
   int64_t size;
@@ -137,16 +140,15 @@ struct AdamTensor {
   T *m, *v;
 };
 struct SgdOptions {
-  double learning_rate, momentum, weight_decay;
+  double momentum;
   bool nesterov;
 };
 struct AdamOptions {
-  int64_t step;  // counts from 1
-  double learning_rate, beta_1, beta_2, epsilon, weight_decay;
+  double beta_1, beta_2, epsilon;
 };
 template <class T>
-void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions&, Stream);
+void sgd_step(const SgdTensor<T>* tensors, int64_t count, const double* rates, const SgdOptions&, Stream);
 template <class T>
-void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions&, Stream);
+void adam_step(const AdamTensor<T>* tensors, int64_t count, const double* rates, const AdamOptions&, Stream);
 
 }  // namespace fastnn::FASTNN_TARGET

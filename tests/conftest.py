@@ -6,6 +6,7 @@ import functools
 import types
 from contextlib import contextmanager
 
+import fake_cupy
 import numpy as np
 import pytest
 from fastnn import _backend, ops
@@ -132,6 +133,14 @@ def on_host(monkeypatch):
             yield
 
     return on
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Device "cuda" as a machine without a GPU can have it: a double of CuPy, and the kernels' host execution."""
+    native = fake_cupy.Native(_backend._native("cuda_host"))
+    monkeypatch.setattr(_backend, "_cuda_parts", lambda: (native, fake_cupy))
+    return _backend._cuda()
 
 
 @pytest.fixture

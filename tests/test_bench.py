@@ -9,13 +9,12 @@ import platform
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import fake_cupy
 import numpy as np
 import pytest
-from fastnn import _backend, cli
+from fastnn import cli
 from fastnn.bench import cases, own, report, timing
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -539,18 +538,10 @@ def test_step_clock_waits_for_the_last_call():
 @pytest.mark.parametrize(
     "name", ["gemm/m5n4k3:tf32", "conv2d/n2h6w5c3k4r3s3:bfloat16", "train_step/tutorial-n1"]
 )
-def test_fastnn_on_a_gpu(monkeypatch, tmp_path, name):
-    fake = types.ModuleType("cupy")
-    fake.__dict__.update({k: v for k, v in vars(fake_cupy).items() if not k.startswith("__")})
-    stream = types.SimpleNamespace(synchronize=lambda: None, ptr=0)
-    elapsed = lambda begin, end: 0.5  # noqa: E731
-    fake.cuda = types.SimpleNamespace(
-        Event=Event, get_elapsed_time=elapsed, get_current_stream=lambda: stream
-    )
+def test_fastnn_on_a_gpu(cuda, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(fake_cupy.cuda, "Event", Event, raising=False)
+    monkeypatch.setattr(fake_cupy.cuda, "get_elapsed_time", lambda begin, end: 0.5, raising=False)
     monkeypatch.setattr(fake_cupy.ndarray, "fill", lambda self, value: None, raising=False)
-    backend = _backend.Backend("cuda", _backend._native("cuda_host"), fake, 0)
-    monkeypatch.setattr(_backend, "_cuda_parts", lambda: (backend.native, fake))
-    monkeypatch.setattr(_backend, "_cuda", lambda: backend)
     monkeypatch.setattr(own, "FLUSH_BYTES", 64)
     monkeypatch.setattr(timing, "WARM_SECONDS", 0)
     monkeypatch.setattr(timing, "WARM_CALLS", 1)

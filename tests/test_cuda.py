@@ -17,15 +17,6 @@ from support import assert_identical, assert_same_bits, floats, integers
 LOGITS = SparseCategoricalCrossentropy(from_logits=True)
 
 
-@pytest.fixture
-def cuda(monkeypatch):
-    """Device "cuda" as this machine can have it."""
-    backend = _backend.Backend("cuda", _backend._native("cuda_host"), fake_cupy, 0)
-    monkeypatch.setattr(_backend, "_cuda_parts", lambda: (backend.native, fake_cupy))
-    monkeypatch.setattr(_backend, "_cuda", lambda: backend)
-    return backend
-
-
 def network(device, augment=True):
     fastnn.set_seed(5)
     model = models.Sequential(
@@ -160,16 +151,21 @@ def test_gradcheck(cuda, capsys, monkeypatch):
 
 
 def test_there_is_a_gpu(data):
-    """The op tests run on it, too, as backend "cuda"; here the layers do."""
+    """The op tests run on it, too, as backend "cuda"; here the layers do, and fit with its step recorded and not."""
     if reason := _backend.cuda_state():
         if os.environ.get("FASTNN_REQUIRE_CUDA"):
             pytest.fail(reason)
         pytest.skip(f"nothing was tested on a GPU: {reason}")
-    histories = [
-        network(device).fit(*data, epochs=3, batch_size=16, verbose=0).history["loss"]
-        for device in ("cpu", "cuda")
-    ]
-    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-3)
+    histories, weights = [], []
+    for device, jit in (("cpu", False), ("cuda", False), ("cuda", True)):
+        model = network(device)
+        model.compile("adam", LOGITS, metrics=["accuracy"], jit_compile=jit)
+        histories.append(model.fit(*data, epochs=3, batch_size=16, verbose=0).history)
+        weights.append(model.get_weights())
+    np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=1e-3)
+    assert histories[2] == histories[1]
+    for a, b in zip(*weights[1:], strict=True):
+        assert_same_bits(a, b)
 
 
 # ---- What is missing is said at use, never at import

@@ -279,7 +279,7 @@ class Scale(layers.Layer):
     def param_specs(self, input_shape):
         return {"gain": (input_shape, "ones"), "idle": ((2,), "zeros")}
 
-    def forward(self, x, training=False, rng=None):
+    def forward(self, x, training=False, drawn=()):
         return x * self.params["gain"], x
 
     def backward(self, dy, saved, need_dx=True):

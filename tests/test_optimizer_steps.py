@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from fastnn import ops, reference
@@ -88,6 +90,42 @@ def test_same_bits_for_every_schedule(backend, rng, each_schedule):
             assert_same_bits(actual, expected)
 
 
+RULES = {
+    "sgd": ("sgd_step", 1, ops.Rates.sgd(0.05, 0.1), {"learning_rate": 0.05, "weight_decay": 0.1}),
+    "adam": (
+        "adam_step",
+        2,
+        ops.Rates.adam(3, 0.05, 0.9, 0.999, 0.1),
+        {"step": 3, "learning_rate": 0.05, "weight_decay": 0.1},
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_rates_in_memory_are_the_numbers(backend, rng, rule, dtype):
+    name, slots, rates, numbers = RULES[rule]
+    start = lists(rng, dtype, 2 + slots)
+    momentum = {"momentum": 0.9} if rule == "sgd" else {}
+    by_numbers, by_rates = ([[a.copy() for a in arrays] for arrays in start] for _ in range(2))
+    getattr(ops, name)(*by_numbers, **numbers, **momentum)
+    getattr(ops, name)(*by_rates, rates=np.array([*rates, 1.25]), **momentum)
+    for actual, expected in zip(chain(*by_rates), chain(*by_numbers), strict=True):
+        assert_same_bits(actual, expected)
+    assert any((a != b).any() for a, b in zip(by_rates[0], start[0], strict=True))
+
+
+@pytest.mark.parametrize("loss", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_loss_that_is_not_finite_changes_nothing(backend, rng, rule, loss):
+    name, slots, rates, _ = RULES[rule]
+    arrays = lists(rng, np.float32, 2 + slots)
+    before = [[a.copy() for a in list_] for list_ in arrays]
+    getattr(ops, name)(*arrays, rates=np.array([*rates, loss]))
+    for a, b in zip(chain(*arrays), chain(*before), strict=True):
+        assert_same_bits(a, b)
+
+
 def test_gradients_of_any_strides(backend, rng):
     w, dw = floats(rng, (4, 6)), floats(rng, (6, 4)).T
     expected = w - np.float32(0.5) * dw
@@ -119,6 +157,17 @@ def ones(*shape):
             ValueError,
             "needs velocities",
         ),
+        (
+            lambda w: ops.sgd_step([w], [ones(2, 3)], rates=np.ones(2)),
+            ValueError,
+            r"rates must have shape \(3,\), got \(2,\)",
+        ),
+        (
+            lambda w: ops.sgd_step([w], [ones(2, 3)], rates=ones(3)),
+            TypeError,
+            "rates must be float64, got float32",
+        ),
+        (lambda w: ops.sgd_step([w], [ones(2, 3)]), TypeError, "give learning_rate, or rates"),
         (
             lambda w: ops.sgd_step([w.T], [ones(3, 2)], learning_rate=0.1),
             ValueError,

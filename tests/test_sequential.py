@@ -262,8 +262,8 @@ def test_layers_are_pure_and_survive_their_config(rng, name):
     layer.build(shape, np.dtype(np.float64), np.random.default_rng(1))
     state = {key: value for key, value in vars(layer).items() if not isinstance(value, dict)}
     x = floats(rng, (3, *shape), np.float64)
-    y, saved = layer.forward(x, training=True, rng=np.random.default_rng(5))
-    again, _ = layer.forward(x, training=True, rng=np.random.default_rng(5))
+    y, saved = layer.forward(x, True, layer.draw(np.random.default_rng(5), x.shape))
+    again, _ = layer.forward(x, True, layer.draw(np.random.default_rng(5), x.shape))
     assert_same_bits(again, y)
     assert y.shape == (3, *layer.compute_output_shape(shape))
     dy = floats(rng, y.shape, np.float64)
@@ -278,7 +278,7 @@ def test_layers_are_pure_and_survive_their_config(rng, name):
 def test_dropout_scales_what_it_keeps(rng):
     layer = layers.Dropout(0.25)
     x = np.ones((1000, 10), np.float32)
-    y, _ = layer.forward(x, training=True, rng=np.random.default_rng(0))
+    y, _ = layer.forward(x, True, layer.draw(np.random.default_rng(0), x.shape))
     assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
     assert 0.70 < (y > 0).mean() < 0.80  # 0.75, 10,000 draws: ten standard deviations
     assert layer.forward(x)[0] is x or (layer.forward(x)[0] == x).all()

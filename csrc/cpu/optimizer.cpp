@@ -28,8 +28,9 @@ void for_elements(const Tensor* tensors, int64_t count, F f) {
 // Keras's SGD: v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. Weight decay is decoupled:
 // w loses lr * decay * w first (Loshchilov and Hutter 2019).
 template <class T>
-void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions& o, Stream) {
-  const T rate = T(o.learning_rate), momentum = T(o.momentum), keep = T(1 - o.learning_rate * o.weight_decay);
+void sgd_step(const SgdTensor<T>* tensors, int64_t count, const double* rates, const SgdOptions& o, Stream) {
+  if (!std::isfinite(rates[2])) return;
+  const T rate = T(rates[0]), keep = T(rates[1]), momentum = T(o.momentum);
   for_elements(tensors, count, [=, nesterov = o.nesterov](const SgdTensor<T>& t, int64_t begin, int64_t end) {
     T* __restrict w = t.w, * __restrict velocity = t.velocity;
     const T* __restrict dw = t.dw;
@@ -45,9 +46,9 @@ void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions& o, S
 
 // Kingma and Ba 2015, algorithm 1 in the order of the end of section 2 (epsilon outside the bias correction), as Keras.
 template <class T>
-void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o, Stream) {
-  const double correction = std::sqrt(1 - std::pow(o.beta_2, double(o.step))) / (1 - std::pow(o.beta_1, double(o.step)));
-  const T rate = T(o.learning_rate * correction), keep = T(1 - o.learning_rate * o.weight_decay);
+void adam_step(const AdamTensor<T>* tensors, int64_t count, const double* rates, const AdamOptions& o, Stream) {
+  if (!std::isfinite(rates[2])) return;
+  const T rate = T(rates[0]), keep = T(rates[1]);
   const T share_1 = T(1 - o.beta_1), share_2 = T(1 - o.beta_2), epsilon = T(o.epsilon);
   for_elements(tensors, count, [=](const AdamTensor<T>& t, int64_t begin, int64_t end) {
     T* __restrict w = t.w, * __restrict m = t.m, * __restrict v = t.v;
@@ -60,9 +61,9 @@ void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o
   });
 }
 
-#define INSTANTIATE(T)                                                                \
-  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const SgdOptions&, Stream); \
-  template void adam_step<T>(const AdamTensor<T>*, int64_t, const AdamOptions&, Stream);
+#define INSTANTIATE(T)                                                                               \
+  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const double*, const SgdOptions&, Stream); \
+  template void adam_step<T>(const AdamTensor<T>*, int64_t, const double*, const AdamOptions&, Stream);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

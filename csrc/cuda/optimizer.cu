@@ -19,7 +19,9 @@ struct Table {
 // ---- Kernels
 
 template <class Tensor, class F>
-__global__ void step_kernel(Table<Tensor> table, F f) {
+__global__ void step_kernel(Table<Tensor> table, const double* rates, F f) {
+  if (!std::isfinite(rates[2])) return;
+  f.set(rates[0], rates[1]);
   for (int64_t chunk = blockIdx.x; chunk < table.first_chunk[table.count]; chunk += gridDim.x) {
     int t = 0;
     while (chunk >= table.first_chunk[t + 1]) ++t;
@@ -34,8 +36,10 @@ __global__ void step_kernel(Table<Tensor> table, F f) {
 // w loses lr * decay * w first (Loshchilov and Hutter 2019).
 template <class T>
 struct Sgd {
-  T rate, momentum, keep;
+  T momentum;
   bool nesterov;
+  T rate{}, keep{};
+  __device__ void set(double step_rate, double step_keep) { rate = T(step_rate), keep = T(step_keep); }
   __device__ void operator()(const SgdTensor<T>& t, int64_t i) const {
     if (!t.velocity) {
       t.w[i] = t.w[i] * keep - rate * t.dw[i];
@@ -49,7 +53,9 @@ struct Sgd {
 // Kingma and Ba 2015, algorithm 1 in the order of the end of section 2 (epsilon outside the bias correction), as Keras.
 template <class T>
 struct Adam {
-  T rate, keep, share_1, share_2, epsilon;
+  T share_1, share_2, epsilon;
+  T rate{}, keep{};
+  __device__ void set(double step_rate, double step_keep) { rate = T(step_rate), keep = T(step_keep); }
   __device__ void operator()(const AdamTensor<T>& t, int64_t i) const {
     const T dw = t.dw[i], m = t.m[i] + (dw - t.m[i]) * share_1, v = t.v[i] + (dw * dw - t.v[i]) * share_2;
     t.m[i] = m, t.v[i] = v;
@@ -60,7 +66,7 @@ struct Adam {
 // ---- Launcher
 
 template <class Tensor, class F>
-void step(const Tensor* tensors, int64_t count, F f, Stream stream) {
+void step(const Tensor* tensors, int64_t count, const double* rates, F f, Stream stream) {
   for (int64_t first = 0; first < count; first += kTensors) {
     Table<Tensor> table{};
     table.count = int(std::min<int64_t>(kTensors, count - first));
@@ -68,7 +74,7 @@ void step(const Tensor* tensors, int64_t count, F f, Stream stream) {
       table.tensors[t] = tensors[first + t];
       table.first_chunk[t + 1] = table.first_chunk[t] + ceil_div(tensors[first + t].size, kGrain);
     }
-    launch(step_kernel<Tensor, F>, grid_for(table.first_chunk[table.count], 1), kThreads, 0, stream, table, f);
+    launch(step_kernel<Tensor, F>, grid_for(table.first_chunk[table.count], 1), kThreads, 0, stream, table, rates, f);
   }
 }
 
@@ -77,23 +83,18 @@ void step(const Tensor* tensors, int64_t count, F f, Stream stream) {
 // ---- Entry points
 
 template <class T>
-void sgd_step(const SgdTensor<T>* tensors, int64_t count, const SgdOptions& o, Stream stream) {
-  step(tensors, count, Sgd<T>{T(o.learning_rate), T(o.momentum), T(1 - o.learning_rate * o.weight_decay), o.nesterov},
-       stream);
+void sgd_step(const SgdTensor<T>* tensors, int64_t count, const double* rates, const SgdOptions& o, Stream stream) {
+  step(tensors, count, rates, Sgd<T>{T(o.momentum), o.nesterov}, stream);
 }
 
 template <class T>
-void adam_step(const AdamTensor<T>* tensors, int64_t count, const AdamOptions& o, Stream stream) {
-  const double correction = std::sqrt(1 - std::pow(o.beta_2, double(o.step))) / (1 - std::pow(o.beta_1, double(o.step)));
-  step(tensors, count,
-       Adam<T>{T(o.learning_rate * correction), T(1 - o.learning_rate * o.weight_decay), T(1 - o.beta_1), T(1 - o.beta_2),
-               T(o.epsilon)},
-       stream);
+void adam_step(const AdamTensor<T>* tensors, int64_t count, const double* rates, const AdamOptions& o, Stream stream) {
+  step(tensors, count, rates, Adam<T>{T(1 - o.beta_1), T(1 - o.beta_2), T(o.epsilon)}, stream);
 }
 
-#define INSTANTIATE(T)                                                                \
-  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const SgdOptions&, Stream); \
-  template void adam_step<T>(const AdamTensor<T>*, int64_t, const AdamOptions&, Stream);
+#define INSTANTIATE(T)                                                                               \
+  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const double*, const SgdOptions&, Stream); \
+  template void adam_step<T>(const AdamTensor<T>*, int64_t, const double*, const AdamOptions&, Stream);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

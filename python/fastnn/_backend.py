@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -120,6 +122,33 @@ def module(device: str) -> Any:
 def to_host(array: Any) -> Any:
     """A NumPy array of anything; waits for a GPU's work on it."""
     return array.get() if hasattr(array, "__cuda_array_interface__") else np.asarray(array)
+
+
+class Graph:
+    """The GPU's part of a function, recorded; each launch does it again, on the same memory, in one call.
+
+    While it is recorded nothing is computed, so whatever looks at a result raises. All kernels must have run once
+    before: code cannot be loaded or compiled in a recording.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        cupy = _cuda_parts()[1]
+        # A launch writes where the recording allocated, long after those arrays are gone: this memory must serve nobody else.
+        self._pool = cupy.cuda.MemoryPool()
+        stream = cupy.cuda.Stream(non_blocking=True)  # the default stream cannot be recorded
+        with cupy.cuda.using_allocator(self._pool.malloc), stream:
+            stream.begin_capture()
+            try:
+                work()
+            except BaseException:
+                with suppress(Exception):  # what was refused may have ended the recording already
+                    stream.end_capture()
+                raise
+            self._graph = stream.end_capture()
+
+    def launch(self) -> None:
+        """On CuPy's current stream, which also orders it among all other work there."""
+        self._graph.launch()
 
 
 def cuda_description() -> str:

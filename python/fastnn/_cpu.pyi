@@ -155,10 +155,9 @@ def sgd_step(
     ws: list[Array],
     dws: list[Array],
     velocities: list[Array] | None,
-    learning_rate: float,
+    rates: Array,
     momentum: float,
     nesterov: bool,
-    weight_decay: float,
     stream: int,
 ) -> None: ...
 def adam_step(
@@ -166,11 +165,9 @@ def adam_step(
     dws: list[Array],
     ms: list[Array],
     vs: list[Array],
-    step: int,
-    learning_rate: float,
+    rates: Array,
     beta_1: float,
     beta_2: float,
     epsilon: float,
-    weight_decay: float,
     stream: int,
 ) -> None: ...

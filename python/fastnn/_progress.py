@@ -84,11 +84,16 @@ class ProgressBar(Callback):
         self._bar = Bar(self.params["steps"], self._verbose, self._title + " ", self._first)
         self._begin = self._now = time.perf_counter()
 
+    def needs_batch_logs(self, batch: int) -> bool:
+        return (
+            self._bar.due or batch + 1 == self.params["steps"]
+        )  # at the end for the time that is taken there
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         size, samples = self.params["batch_size"], self.params["samples"]
         self._images = min((batch + 1) * size, samples) - self._first * size
         self._now = time.perf_counter()
-        if self._bar.due:
+        if logs and self._bar.due:
             self._bar.show(batch + 1, f"{format_logs(logs)} - {self._rate()}")
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:

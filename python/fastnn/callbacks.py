@@ -58,6 +58,13 @@ class Callback:
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None: ...
 
+    def needs_batch_logs(self, batch: int) -> bool:
+        """Whether on_train_batch_end will look at its logs after this batch.
+
+        Where no callback does, a GPU's figures are not waited for, and the logs may be empty.
+        """
+        return True
+
     def get_state(self) -> dict[str, Any]:
         """What a resumed run needs: numbers, strings, arrays, and lists and dicts of these."""
         return {name: getattr(self, name) for name in self.state_names}
@@ -118,12 +125,15 @@ class TerminateOnNaN(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch = epoch
 
+    def needs_batch_logs(self, batch: int) -> bool:
+        return type(self) is not TerminateOnNaN  # it is called once more as soon as such a batch is known
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        if not math.isfinite(logs["loss"]):
-            self.report = (
-                f"Epoch {self._epoch + 1}, batch {batch + 1}: the loss is {logs['loss']}; training ends."
-            )
-            print(self.report)
+        if not math.isfinite(logs.get("loss", 0.0)):
+            report = f"Epoch {self._epoch + 1}, batch {batch + 1}: the loss is {logs['loss']}; training ends."
+            if report != self.report:
+                print(report)
+            self.report = report
             self.model.stop_training = True
 
 
@@ -355,8 +365,11 @@ class ModelCheckpoint(_Monitor):
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         self._epoch = epoch
 
+    def needs_batch_logs(self, batch: int) -> bool:
+        return self.save_freq != "epoch" and self.model.optimizer.iterations % int(self.save_freq) == 0
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        if self.save_freq != "epoch" and self.model.optimizer.iterations % int(self.save_freq) == 0:
+        if self.needs_batch_logs(batch):
             self._save({"epoch": self._epoch + 1, "batch": batch + 1}, logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -413,6 +426,9 @@ class BackupAndRestore(Callback):
                 self.model.run.restore(_saving.unpack(content["run"], arrays))
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path} does not fit this run: {error}") from error
+
+    def needs_batch_logs(self, batch: int) -> bool:
+        return False  # the run's state has them
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if self.save_freq != "epoch" and self.model.optimizer.iterations % int(self.save_freq) == 0:

@@ -343,7 +343,8 @@ def check_layer(
 
     def forward(x: Array, *params: Array) -> tuple[Any, Any]:
         layer.params.update(zip(keys, params, strict=True))
-        y, saved = layer.forward(x, training=training, rng=np.random.default_rng(seed))
+        drawn = [asarray(array) for array in layer.draw(np.random.default_rng(seed), x.shape)]
+        y, saved = layer.forward(x, training, drawn)
         return y, saved
 
     def backward(dy: Array, x: Array, *params: Array) -> tuple[Any, ...]:

@@ -24,7 +24,9 @@ EPSILON = 1e-7  # probabilities are clipped to [EPSILON, 1 - EPSILON] before the
 
 
 class Loss(Configurable):
-    """Base of all losses. A subclass gives `targets`, `forward` and `backward`."""
+    """Base of all losses. A subclass gives `targets`, `forward` and `backward`; supports_jit as for layers."""
+
+    supports_jit = True
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or snake_case(type(self).__name__)

@@ -20,7 +20,9 @@ from .losses import Loss, SparseCategoricalCrossentropy, check_labels, check_wei
 
 
 class Metric(Configurable):
-    """Base of all metrics: the mean over samples of `values`, which a subclass gives."""
+    """Base of all metrics: the mean over samples of `values`, which a subclass gives; supports_jit as for layers."""
+
+    supports_jit = True
 
     def __init__(self, name: str | None = None) -> None:
         self.name = name or snake_case(type(self).__name__)

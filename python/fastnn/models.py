@@ -17,12 +17,12 @@ from ._config import deserialize, serialize
 from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
-from .layers.base import assign
+from .layers.base import Drawn, assign
 from .layers.fusion import Block, fuse
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
-from .training import Data, Run, check_inputs, evaluate
+from .training import Data, Evaluation, Run, check_inputs
 
 BatchShape = tuple[int | None, ...]  # (None, ...), None being the batch
 
@@ -58,6 +58,7 @@ class Sequential:
         self.seed = _random.next_seed()
         self.layers: list[Layer] = []
         self.stop_training = False
+        self.jit_compile: bool | str = "auto"
         self.history: History | None = None
         self._input_shape: tuple[int, ...] | None = None
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
@@ -211,14 +212,30 @@ class Sequential:
         return self._fused[1]
 
     def forward(
-        self, x: Array, training: bool = False, rng: np.random.Generator | None = None
+        self, x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
     ) -> tuple[Array, list[Any]]:
-        """x (N, ...) of the model's dtype -> (y, what backward needs of each block)."""
+        """x (N, ...) of the model's dtype -> (y, what backward needs of each block).
+
+        drawn: what `draw` gave for a batch of this size, on the model's device; needed in training where layers are random.
+        """
         saved = []
-        for block in self.blocks:
-            x, kept = block.forward(x, training, rng)
+        for i, block in enumerate(self.blocks):
+            x, kept = block.forward(x, training, drawn[i] if drawn else ())
             saved.append(kept)
         return x, saved
+
+    def draw(self, n: int, seed: int, *stream: int) -> list[Drawn]:
+        """What each block needs of chance to train on n samples, in NumPy arrays; empty where no layer is random."""
+        if not any(layer.random for layer in self.layers):
+            return []
+        rng = _random.generator(seed, *stream)
+        return [
+            block.draw(rng, (n, *(block.input_shape or ()))) if isinstance(block, Layer) else ()
+            for block in self.blocks
+        ]
+
+    def _there(self, drawn: Sequence[Drawn]) -> list[Drawn]:
+        return [[self.xp.asarray(array) for array in of_block] for of_block in drawn]
 
     def backward(self, dy: Array, saved: list[Any], need_dx: bool = True) -> tuple[Array | None, list[Array]]:
         """dy, saved -> (dx, gradients parallel to trainable_weights).
@@ -240,8 +257,9 @@ class Sequential:
 
     def __call__(self, x: Any, training: bool = False) -> Array:
         """y for samples x (N, ...) of any real dtype, in one piece."""
-        rng = _random.generator(_random.next_seed(), _random.TRAINING) if training else None
-        return self.forward(self._cast(check_inputs(self, x)), training, rng)[0]
+        x = self._cast(check_inputs(self, x))
+        drawn = self.draw(len(x), _random.next_seed(), _random.TRAINING) if training else []
+        return self.forward(x, training, self._there(drawn))[0]
 
     def _cast(self, x: Array) -> Array:
         cast: Array = self.xp.asarray(x, dtype=self.dtype)
@@ -254,9 +272,19 @@ class Sequential:
         optimizer: str | Optimizer,
         loss: str | Loss,
         metrics: Sequence[str | Metric | Callable[[Array, Array], Array]] | None = None,
+        jit_compile: bool | str = "auto",
     ) -> None:
-        """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum."""
+        """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum.
+
+        jit_compile: on a GPU, whether fit and evaluate record a step once as a CUDA graph and repeat that, to the same
+        bits in less time. "auto" where it can be; True raises ValueError there where it cannot, and says what is in the
+        way: a layer, loss, metric or optimizer whose supports_jit is False, or one that looks at results in Python.
+        What such a part does in Python besides array work is done once, not at each step. On the CPU it means nothing.
+        """
+        if jit_compile not in (True, False, "auto"):
+            raise ValueError(f"jit_compile must be True, False or 'auto', got {jit_compile!r}")
         self._compile(optimizer, loss, metrics or (), {})
+        self.jit_compile = jit_compile
 
     def _compile(self, optimizer: Any, loss: Any, wanted: Sequence[Any], custom: Mapping[str, Any]) -> None:
         if isinstance(wanted, (str, Metric)):
@@ -365,10 +393,8 @@ class Sequential:
         Where the loss is NaN or infinite, everything but the optimizer's step count stays as it was.
         """
         optimizer, loss, _ = self._parts()
-        rng = None
-        if any(layer.random for layer in self.layers):
-            rng = _random.generator(self.seed, _random.TRAINING, optimizer.iterations)
-        y_pred, saved = self.forward(self._cast(x), True, rng)
+        drawn = self._there(self.draw(len(x), self.seed, _random.TRAINING, optimizer.iterations))
+        y_pred, saved = self.forward(self._cast(x), True, drawn)
         values, of_loss = loss.forward(y_pred, y, sample_weight)
         sums = self._sums(values, y, y_pred)
         if not math.isfinite(sums[0]):
@@ -421,7 +447,7 @@ class Sequential:
         steps = -(-len(data.x) // size)
         begin = time.perf_counter()
         with _progress.Bar(steps, level) as bar:
-            logs = evaluate(self, data, size, bar.step)
+            logs = Evaluation(self, data, size)(bar.step)
         if level:
             line = f"{steps}/{steps} - {time.perf_counter() - begin:.1f}s - {_progress.format_logs(logs)}"
             print(line, flush=True)

@@ -13,9 +13,10 @@ ValueError or TypeError with the numbers in it before anything is written.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -706,6 +707,37 @@ def _epsilon(op: str, epsilon: float) -> float:
 # ---- Optimizer steps, in place
 
 
+class Rates(NamedTuple):
+    """What of an optimizer's step changes from one step to the next: w becomes keep * w - rate * (the step's direction).
+
+    As an array (3,) of float64, (rate, keep, loss), it is the `rates` of sgd_step and adam_step, which a captured graph reads
+    anew at each launch. Where the loss is NaN or infinite, the step changes nothing.
+    """
+
+    rate: float
+    keep: float
+
+    @classmethod
+    def sgd(cls, learning_rate: float, weight_decay: float = 0.0) -> Rates:
+        return cls(float(learning_rate), 1 - float(learning_rate) * weight_decay)
+
+    @classmethod
+    def adam(
+        cls, step: int, learning_rate: float, beta_1: float, beta_2: float, weight_decay: float = 0.0
+    ) -> Rates:
+        """For step number `step`, from 1: the rate has the correction of both moments' bias."""
+        correction = math.sqrt(1 - float(beta_2) ** step) / (1 - float(beta_1) ** step)
+        return cls(float(learning_rate) * correction, 1 - float(learning_rate) * weight_decay)
+
+
+def _rates(op: str, rates: Array | None, own: Rates | None, like: Array) -> Array:
+    if rates is None:
+        if own is None:
+            raise TypeError(f"{op}: give learning_rate, or rates")
+        return np.array([*own, 0.0], like=like)
+    return _backend.adopt(rates)  # type: ignore[no-any-return]
+
+
 def _slots(op: str, name: str, arrays: Sequence[Array]) -> list[Array]:
     """Arrays that are written in place must be C-contiguous and aligned as they are; a copy would swallow the step."""
     if not isinstance(arrays, (list, tuple)):
@@ -729,15 +761,17 @@ def sgd_step(
     dws: Sequence[Array],
     velocities: Sequence[Array] | None = None,
     *,
-    learning_rate: float,
+    learning_rate: float | None = None,
     momentum: float = 0.0,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    rates: Array | None = None,
 ) -> None:
     """One step of Keras's SGD over lists of parameters ws and gradients dws, in place.
 
     w -= lr * weight_decay * w; v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. velocities
-    may be None where momentum is 0.
+    may be None where momentum is 0. rates: in place of learning_rate and weight_decay an array that lies where the others
+    do, (*Rates.sgd(learning_rate, weight_decay), loss).
     """
     op = "sgd_step"
     weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
@@ -747,16 +781,9 @@ def sgd_step(
     if not weights:
         return
     backend = _backend.of(weights[0], op, "ws")
-    backend.native.sgd_step(
-        weights,
-        gradients,
-        slots,
-        float(learning_rate),
-        float(momentum),
-        bool(nesterov),
-        float(weight_decay),
-        backend.stream,
-    )
+    own = None if learning_rate is None else Rates.sgd(learning_rate, weight_decay)
+    rates = _rates(op, rates, own, weights[0])
+    backend.native.sgd_step(weights, gradients, slots, rates, float(momentum), bool(nesterov), backend.stream)
 
 
 def adam_step(
@@ -765,38 +792,34 @@ def adam_step(
     ms: Sequence[Array],
     vs: Sequence[Array],
     *,
-    step: int,
-    learning_rate: float,
+    step: int = 1,
+    learning_rate: float | None = None,
     beta_1: float = 0.9,
     beta_2: float = 0.999,
     epsilon: float = 1e-7,
     weight_decay: float = 0.0,
+    rates: Array | None = None,
 ) -> None:
     """One step of Adam (Kingma and Ba 2015) as Keras has it, over lists of parameters, gradients and moments, in place.
 
     step t counts from 1. w -= lr * weight_decay * w; m += (dw - m) * (1 - beta_1); v += (dw**2 - v) * (1 - beta_2);
-    w -= lr * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon).
+    w -= lr * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon). rates: in place of step, learning_rate and
+    weight_decay an array that lies where the others do, (*Rates.adam(step, learning_rate, ...), loss).
     """
     op = "adam_step"
     weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
     first, second = _slots(op, "ms", ms), _slots(op, "vs", vs)
     count = _bounded(op, "step", step, _SIZE_LIMIT)
+    if count < 1:
+        raise ValueError(f"{op}: step counts from 1, got {count}")
     for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
         if not 0 <= beta < 1:
             raise ValueError(f"{op}: {name} must be in [0, 1), got {beta}")
     if not weights:
         return
     backend = _backend.of(weights[0], op, "ws")
+    own = None if learning_rate is None else Rates.adam(count, learning_rate, beta_1, beta_2, weight_decay)
+    rates = _rates(op, rates, own, weights[0])
     backend.native.adam_step(
-        weights,
-        gradients,
-        first,
-        second,
-        count,
-        float(learning_rate),
-        float(beta_1),
-        float(beta_2),
-        float(epsilon),
-        float(weight_decay),
-        backend.stream,
+        weights, gradients, first, second, rates, float(beta_1), float(beta_2), float(epsilon), backend.stream
     )

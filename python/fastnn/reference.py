@@ -6,7 +6,7 @@ and pooling walk the taps of the window, and each tap touches just those outputs
 inside the image, so that padding takes no part in any sum or maximum. In the formulas, `dL/dy` of a loss L is
 written dy, and so on.
 
-There is no `out=`; `sgd_step` and `adam_step` update the arrays they are given. NaN and infinities run
+There is no `out=` and no `rates=`; `sgd_step` and `adam_step` update the arrays they are given. NaN and infinities run
 through silently, as in the kernels.
 """
 

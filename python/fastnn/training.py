@@ -15,6 +15,7 @@ import numpy as np
 
 from . import _backend, _random
 from ._checks import check_number
+from ._graph import GraphSteps
 from ._typing import Array
 from .callbacks import Callback, History, Logs, TerminateOnNaN
 from .losses import check_labels, check_weights
@@ -104,17 +105,52 @@ class Averages:
         return {name: total / self.count for name, total in zip(self.names, self.sums, strict=True)}
 
 
-def evaluate(
-    model: Sequential, data: Data, batch_size: int, after_batch: Callable[[int], Any] | None = None
-) -> dict[str, float]:
-    """Loss and metrics over the data; after_batch(number of batches done) is called in between."""
-    averages = Averages(model.metrics_names)
-    for number, start in enumerate(range(0, len(data.x), batch_size), start=1):
-        batch = data.batch(slice(start, start + batch_size))
-        averages.add(model.test_step(*batch), len(batch[0]))
-        if after_batch is not None:
+class EagerSteps:
+    """Called with the rows of a batch it does a step; `read` gives the sums of the steps since it was last called."""
+
+    lazy = False  # the sums are there after each step
+
+    def __init__(self, step: Callable[..., list[float]], data: Data) -> None:
+        self._step, self._data = step, data
+        self._sums: list[list[float]] = []
+
+    def __call__(self, rows: slice | Array, touched: bool) -> None:
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows, like=self._data.x)
+        self._sums.append(self._step(*self._data.batch(rows)))
+
+    def read(self) -> list[list[float]]:
+        sums, self._sums = self._sums, []
+        return sums
+
+
+class Evaluation:
+    """Loss and metrics over the data, each time that it is called."""
+
+    def __init__(self, model: Sequential, data: Data, batch_size: int) -> None:
+        self._model, self._samples = model, len(data.x)
+        self._starts = range(0, self._samples, batch_size)
+        steps = GraphSteps.of(model, data, len(self._starts), training=False)
+        self._steps = steps or EagerSteps(model.test_step, data)
+
+    def __call__(self, after_batch: Callable[[int], Any]) -> dict[str, float]:
+        """after_batch(number of batches done) is called in between."""
+        size, averages = self._starts.step, Averages(self._model.metrics_names)
+        self._steps.read()  # of a call that an interrupt has ended
+        for number, start in enumerate(self._starts, start=1):
+            self._steps(slice(start, start + size), touched=number == 1)
             after_batch(number)
-    return averages.logs()
+        for start, sums in zip(self._starts, self._steps.read(), strict=True):
+            averages.add(sums, min(size, self._samples - start))
+        return averages.logs()
+
+
+class _Done(NamedTuple):
+    """A step whose sums have not been looked at."""
+
+    batch: int  # how many of the epoch's are done with it
+    step: int
+    samples: int
 
 
 class Run:
@@ -137,18 +173,24 @@ class Run:
         shuffle: bool,
         callbacks: Sequence[Callback],
     ) -> None:
-        self.model, self.data, self.validation = model, data, validation
+        self.model, self.data = model, data
         self.batch_size, self.epochs, self.shuffle = batch_size, epochs, shuffle
         self.epoch, self.batch, self.first_step = initial_epoch, 0, 0
         self.steps = math.ceil(len(data.x) / batch_size)
         self.averages = Averages(model.metrics_names)
+        self._unread: list[_Done] = []
         self.history = History()
         self.callbacks = sorted([*callbacks, self.history], key=lambda callback: callback.last)
         self._batch_begin = [
             c.on_train_batch_begin for c in self.callbacks if _has(c, "on_train_batch_begin")
         ]
-        self._batch_end = [c.on_train_batch_end for c in self.callbacks if _has(c, "on_train_batch_end")]
+        self._batch_end = [c for c in self.callbacks if _has(c, "on_train_batch_end")]
         self._warn = not any(isinstance(callback, TerminateOnNaN) for callback in self.callbacks)
+        self._terminators = [callback for callback in self.callbacks if type(callback) is TerminateOnNaN]
+        halting = bool(self._terminators)
+        steps = GraphSteps.of(model, data, self.steps, training=True, halting=halting)
+        self._steps = steps or EagerSteps(model.train_step, data)
+        self._validate = None if validation is None else Evaluation(model, validation, batch_size)
         self._consistent = True  # weights, position and callbacks belong together: a backup may be taken
         self._identity = {
             "model": model.get_config(),
@@ -186,30 +228,35 @@ class Run:
             order = _random.generator(model.seed, _random.SHUFFLE, self.first_step).permutation(
                 len(self.data.x)
             )
-            order = np.asarray(order, like=self.data.x)
         self._call("on_epoch_begin", epoch, {})
+        touched = True  # by other code since the last step
         for batch in range(self.batch, self.steps):
             if model.stop_training:
                 break
             self._check_interrupt()
             for begin in self._batch_begin:
                 begin(batch, {})
+                touched = True
             rows = slice(batch * size, (batch + 1) * size)
-            x, y, weights = self.data.batch(rows if order is None else order[rows])
             self._consistent = False
-            sums = model.train_step(x, y, weights)
-            self.averages.add(sums, len(x))
+            self._steps(rows if order is None else order[rows], touched)
             self.batch = batch + 1
+            samples = min(size, len(self.data.x) - rows.start)
+            self._unread.append(_Done(self.batch, model.optimizer.iterations, samples))
             self._consistent = True
-            if not math.isfinite(sums[0]):
-                self._warn_of(sums[0] / len(x))
+            touched = any(callback.needs_batch_logs(batch) for callback in self._batch_end)
+            if touched or not self._steps.lazy or (self._batch_begin and self._terminators):
+                self._read()
+            if self.batch <= batch:  # the run has ended with an earlier batch
+                break
             if self._batch_end:
-                logs = self.averages.logs()
-                for end in self._batch_end:
-                    end(batch, logs)
+                logs = {} if self._unread else self.averages.logs()
+                for callback in self._batch_end:
+                    callback.on_train_batch_end(batch, logs)
+        self._read()
         logs = self.averages.logs()
-        if self.validation is not None:
-            scores = evaluate(model, self.validation, size, lambda _: self._check_interrupt())
+        if self._validate is not None:
+            scores = self._validate(lambda _: self._check_interrupt())
             logs.update((f"val_{name}", value) for name, value in scores.items())
         self._consistent = False
         self.epoch, self.batch = epoch + 1, 0
@@ -221,20 +268,34 @@ class Run:
         for callback in self.callbacks:
             getattr(callback, hook)(*arguments)
 
-    def _warn_of(self, loss: float) -> None:
-        if self._warn:
-            self._warn = False
-            warnings.warn(
-                f"epoch {self.epoch + 1}, batch {self.batch} (step {self.model.optimizer.iterations}): "
-                f"the loss is {loss}; such steps leave the weights as they were",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+    def _read(self) -> None:
+        """Add up the sums of the steps since the last call; where they lie on a GPU, this waits for it."""
+        if not self._unread:
+            return
+        done, self._unread = self._unread, []
+        for (batch, step, samples), sums in zip(done, self._steps.read(), strict=True):
+            self.averages.add(sums, samples)
+            if math.isfinite(sums[0]):
+                continue
+            for callback in self._terminators:
+                callback.on_train_batch_end(batch - 1, self.averages.logs())
+            if self._terminators:  # the steps begun since then have changed nothing
+                self.batch, self.model.optimizer.iterations = batch, step
+                return
+            if self._warn:
+                self._warn = False
+                warnings.warn(
+                    f"epoch {self.epoch + 1}, batch {batch} (step {step}): the loss is {sums[0] / samples}; "
+                    "such steps leave the weights as they were",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
 
     # ------------------------------------------------------------------ resuming
 
     def state(self) -> dict[str, Any]:
         """All of the run, its arrays uncopied."""
+        self._read()
         return {
             **self._identity,
             "seed": self.model.seed,

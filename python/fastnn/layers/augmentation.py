@@ -10,7 +10,7 @@ import numpy as np
 from .. import _backend
 from .._checks import check_number
 from .._typing import Array, Shape
-from .base import Grads, Layer, Rng, check_image
+from .base import Drawn, Grads, Layer, check_drawn, check_image
 
 _FLIPS = {"horizontal": (False, True), "vertical": (True, False), "horizontal_and_vertical": (True, True)}
 _FILLS = ("reflect", "wrap", "constant", "nearest")
@@ -21,11 +21,6 @@ class _Augmentation(Layer):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return check_image(input_shape, self.name)
-
-    def _rng(self, rng: Rng) -> np.random.Generator:
-        if rng is None:
-            raise ValueError(f"{self.name}: forward in training needs rng")
-        return rng
 
 
 class RandomFlip(_Augmentation):
@@ -40,26 +35,23 @@ class RandomFlip(_Augmentation):
             raise ValueError(f"{self.name}: mode must be one of {', '.join(_FLIPS)}, got {mode!r}")
         self.mode = mode
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         if not training:
             return x, None
-        coins = self._rng(rng).random((2, len(x))) < 0.5
-        flips = [
-            self.xp.asarray(np.flatnonzero(coin & wanted))
-            for coin, wanted in zip(coins, _FLIPS[self.mode], strict=True)
-        ]
-        return self._flipped(x, flips), flips
+        (coins,) = check_drawn(drawn, self.name)
+        return self._flipped(x, coins), coins
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        return [rng.random((2, shape[0])) < 0.5]
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
         return dy if saved is None else self._flipped(dy, saved), {}  # a flip is its own inverse and adjoint
 
-    @staticmethod
-    def _flipped(x: Array, flips: Sequence[Array]) -> Array:
-        vertical, horizontal = flips
-        y: Array = x.copy()
-        y[vertical] = y[vertical, ::-1]
-        y[horizontal] = y[horizontal, :, ::-1]
-        return y
+    def _flipped(self, x: Array, coins: Array) -> Array:
+        for axis, (coin, wanted) in enumerate(zip(coins, _FLIPS[self.mode], strict=True), start=1):
+            if wanted:
+                x = self.xp.where(coin[:, None, None, None], np.flip(x, axis), x)
+        return x
 
 
 class RandomTranslation(_Augmentation):
@@ -105,41 +97,55 @@ class RandomTranslation(_Augmentation):
             raise ValueError(f"{self.name}: {what} needs -1 <= lower <= upper <= 1, got {factor!r}")
         return lower, upper
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         if not training:
             return x, None
-        rng = self._rng(rng)
-        shifts = []
-        for axis, (lower, upper) in ((1, self.height_factor), (2, self.width_factor)):
-            pixels = rng.uniform(lower, upper, len(x)) * x.shape[axis]
-            if (lower, upper) != (0, 0):
-                shifts.append(self._shift(x.shape, axis, pixels))
-                x = shifts[-1].apply(x)
+        axes = [axis for axis, ends in self._ranges() if ends != (0, 0)]
+        if axes:
+            check_drawn(drawn, self.name)
+        shifts, left = [], list(drawn)
+        for axis in axes:
+            taps = [(left.pop(0), left.pop(0)) for _ in range(1 if self.interpolation == "nearest" else 2)]
+            shifts.append(self._shift(x, axis, taps))
+            x = shifts[-1].apply(x)
         return x, shifts
+
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        drawn: list[Array] = []
+        for axis, ends in self._ranges():
+            pixels = rng.uniform(*ends, shape[0]) * shape[axis]
+            if ends != (0, 0):
+                drawn += self._taps(shape[axis], pixels)
+        return drawn
+
+    def _ranges(self) -> tuple[tuple[int, tuple[float, float]], ...]:
+        return (1, self.height_factor), (2, self.width_factor)
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
         for shift in reversed(saved or []):
             dy = shift.adjoint(dy)
         return dy, {}
 
-    def _shift(self, shape: Shape, axis: int, pixels: Array) -> _Shift:
-        n, height, width, channels = shape
-        view = (n, 1, height, width * channels) if axis == 1 else (n, height, width, channels)
-        length = shape[axis]
+    def _taps(self, length: int, pixels: Array) -> list[Array]:
+        """For each of the one or two pixels that an output reads: which (N, length), and its weight (N, length or 1)."""
         if self.interpolation == "nearest":
             first = np.floor(0.5 - pixels)
-            parts = [np.ones(n)]
+            parts = [np.ones(len(pixels))]
         else:  # output i reads at i - pixels: between pixels i + first and i + first + 1
             first = np.floor(-pixels)
             parts = [1 + pixels + first, -pixels - first]
-        rows = np.arange(n * view[1]).reshape(n, view[1], 1) * length
         taps = []
         for offset, part in enumerate(parts):
             index, inside = self._fold(np.arange(length) + (first.astype(np.int64)[:, None] + offset), length)
-            weight = part[:, None] if inside is None else part[:, None] * inside
-            positions = (rows + index[:, None]).reshape(-1)
-            taps.append((self.xp.asarray(positions), self.xp.asarray(weight[:, None, :, None])))
-        return _Shift(view, taps, self.fill_value if self.fill_mode == "constant" else 0.0)
+            taps += [index, part[:, None] if inside is None else part[:, None] * inside]
+        return taps
+
+    def _shift(self, x: Array, axis: int, taps: Sequence[tuple[Array, Array]]) -> _Shift:
+        n, height, width, channels = x.shape
+        view = (n, 1, height, width * channels) if axis == 1 else (n, height, width, channels)
+        rows = np.arange(n * view[1], like=x).reshape(n, view[1], 1) * x.shape[axis]
+        flat = [((rows + index[:, None]).reshape(-1), weight[:, None, :, None]) for index, weight in taps]
+        return _Shift(view, flat, self.fill_value if self.fill_mode == "constant" else 0.0)
 
     def _fold(self, index: Array, length: int) -> tuple[Array, Array | None]:
         """The pixels that the positions `index` read, and for fill_mode "constant" which of them are real."""

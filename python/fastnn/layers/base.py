@@ -13,6 +13,7 @@ from .._config import Configurable, snake_case
 from .._typing import Array, Shape
 
 Rng: TypeAlias = np.random.Generator | None
+Drawn: TypeAlias = Sequence[Array]  # what a layer's `draw` gave, on the layer's device
 Grads: TypeAlias = dict[str, Array]  # the gradient of each array in a layer's params, under the same key
 
 
@@ -31,14 +32,16 @@ class Layer(Configurable):
     in `saved`. Shapes here are without the batch dimension; arrays have it in front.
 
     A subclass gives `forward`, `backward`, and where they are not the defaults `compute_output_shape`,
-    `param_specs`, `state_specs` and `update_state`.
+    `param_specs`, `state_specs`, `update_state` and `draw`. On a GPU, fit records one step's work on arrays and
+    repeats it: the Python around it runs once. A layer for which that is wrong sets supports_jit = False.
 
     name: unique within a model, by default the class's name in snake case, numbered by the model.
     trainable: False keeps the params as they are during fit.
     input_shape: shape of one sample, for the first layer of a model.
     """
 
-    random = False  # True: forward in training draws from rng
+    random = False  # True: forward in training needs what `draw` gives
+    supports_jit = True
     device = "cpu"  # the model's
 
     def __init__(
@@ -69,8 +72,8 @@ class Layer(Configurable):
         """Shape and initializer of each array in state."""
         return {}
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
-        """x (N, *input_shape) -> (y (N, *output_shape), saved). In training a random layer draws from rng."""
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
+        """x (N, *input_shape) -> (y (N, *output_shape), saved). In training a random layer takes its numbers from drawn."""
         raise NotImplementedError
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
@@ -80,8 +83,15 @@ class Layer(Configurable):
         """
         raise NotImplementedError
 
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        """What a training forward of a random layer needs of chance for an x of this shape (N, *input_shape).
+
+        NumPy arrays, whose number, shapes and dtypes depend on the shape alone.
+        """
+        return ()
+
     def update_state(self, saved: Any) -> None:
-        """Takes what a training forward saved into `state`."""
+        """Takes what a training forward saved into `state`, in place."""
 
     # ------------------------------------------------------------------ weights
 
@@ -158,8 +168,11 @@ class Layer(Configurable):
         x = x.astype(self.dtype, copy=False)
         if x.shape[1:] != self.input_shape:
             raise ValueError(f"{self.name} takes (N, {str(self.input_shape)[1:]}, got {x.shape}")
-        rng = _random.generator(_random.next_seed(), _random.TRAINING) if training and self.random else None
-        return self.forward(x, training, rng)[0]
+        drawn: Drawn = ()
+        if training and self.random:
+            rng = _random.generator(_random.next_seed(), _random.TRAINING)
+            drawn = [self.xp.asarray(array) for array in self.draw(rng, x.shape)]
+        return self.forward(x, training, drawn)[0]
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self.get_config().items())
@@ -181,6 +194,12 @@ def assign(targets: Sequence[Array], values: Sequence[Array], owner: str) -> Non
             raise TypeError(f"{owner}: weight {i} must be of real numbers, got dtype {value.dtype}")
     for target, value in zip(targets, arrays, strict=True):
         target[...] = np.asarray(value, like=target)
+
+
+def check_drawn(drawn: Drawn, owner: str) -> Drawn:
+    if not len(drawn):
+        raise ValueError(f"{owner}: forward in training needs what draw gives")
+    return drawn
 
 
 def check_padding(padding: str, owner: str) -> str:

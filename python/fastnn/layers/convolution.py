@@ -8,7 +8,7 @@ from .. import initializers, ops
 from .._checks import check_count, check_pair
 from .._typing import Array, Pair, Shape
 from . import activations
-from .base import Grads, Layer, Rng, check_image, check_padding, window_output
+from .base import Drawn, Grads, Layer, check_image, check_padding, window_output
 
 
 class Conv2D(Layer):
@@ -66,7 +66,7 @@ class Conv2D(Layer):
             specs["bias"] = ((self.filters,), self.bias_initializer)
         return specs
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         relu = self.activation == "relu"
         y = ops.conv2d(x, self.params["kernel"], self.params.get("bias"), relu=relu, **self.window)
         if not relu:

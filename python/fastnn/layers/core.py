@@ -11,7 +11,7 @@ from .. import initializers, ops
 from .._checks import check_count, check_number
 from .._typing import Array, Shape
 from . import activations
-from .base import Grads, Layer, Rng
+from .base import Drawn, Grads, Layer, check_drawn
 
 
 class Dense(Layer):
@@ -49,7 +49,7 @@ class Dense(Layer):
             specs["bias"] = ((self.units,), self.bias_initializer)
         return specs
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         rows = x.reshape(-1, x.shape[-1])
         relu = self.activation == "relu"
         y = ops.gemm(rows, self.params["kernel"], bias=self.params.get("bias"), relu=relu)
@@ -75,7 +75,7 @@ class Flatten(Layer):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (math.prod(input_shape),)
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         return x.reshape(len(x), math.prod(x.shape[1:])), x.shape
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
@@ -89,7 +89,7 @@ class Activation(Layer):
         super().__init__(**options)
         self.activation = activations.check(activation, self.name)
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         y = activations.apply(self.activation, x)
         return y, y
 
@@ -100,7 +100,7 @@ class Activation(Layer):
 class ReLU(Layer):
     """max(x, 0); NaN stays NaN."""
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         y = ops.relu(x)
         return y, y
 
@@ -119,12 +119,13 @@ class Dropout(Layer):
         if not 0 <= self.rate < 1:
             raise ValueError(f"{self.name}: rate must lie in [0, 1), got {rate}")
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
+        return [rng.random(shape, np.float32) >= self.rate] if self.rate else ()
+
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         if not training or self.rate == 0:
             return x, None
-        if rng is None:
-            raise ValueError(f"{self.name}: forward in training needs rng")
-        keep = self.xp.asarray(rng.random(x.shape, np.float32) >= self.rate)
+        (keep,) = check_drawn(drawn, self.name)
         return self._masked(x, keep), keep
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
@@ -144,7 +145,7 @@ class Rescaling(Layer):
         self.scale = check_number(scale, f"{self.name}: scale")
         self.offset = check_number(offset, f"{self.name}: offset")
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         y = x * self.scale
         y += self.offset
         return y, None

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from .. import ops
 from .._typing import Array
-from .base import Grads, Layer, Rng
+from .base import Drawn, Grads, Layer
 from .convolution import Conv2D
 from .pooling import MaxPooling2D
 
@@ -19,7 +19,7 @@ class Block(Protocol):
     def trainable(self) -> bool: ...
     @property
     def params(self) -> dict[str, Array]: ...
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]: ...
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]: ...
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]: ...
     def update_state(self, saved: Any) -> None: ...
 
@@ -48,7 +48,7 @@ class ConvPool:
     def params(self) -> dict[str, Array]:
         return self.conv.params
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         params, relu = self.conv.params, self.conv.activation == "relu"
         y, argmax = ops.conv2d_max_pool2d(x, params["kernel"], params.get("bias"), relu=relu, **self._windows)
         return y, (x, argmax)

@@ -9,7 +9,7 @@ import numpy as np
 from .. import initializers, ops
 from .._checks import check_number
 from .._typing import Array, Shape
-from .base import Grads, Layer, Rng
+from .base import Drawn, Grads, Layer
 
 
 class _Saved(NamedTuple):
@@ -79,7 +79,7 @@ class BatchNormalization(Layer):
             "moving_variance": (input_shape[-1:], self.moving_variance_initializer),
         }
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         gamma, beta = self._gamma(), self._beta()
         if training and self.trainable:
             y, mean, var = ops.batch_norm(x, gamma, beta, epsilon=self.epsilon)

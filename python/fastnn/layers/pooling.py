@@ -7,7 +7,7 @@ from typing import Any
 from .. import ops
 from .._checks import check_pair
 from .._typing import Array, Pair, Shape
-from .base import Grads, Layer, Rng, check_image, check_padding, window_output
+from .base import Drawn, Grads, Layer, check_image, check_padding, window_output
 
 
 class _Pooling2D(Layer):
@@ -30,7 +30,7 @@ class _Pooling2D(Layer):
 class MaxPooling2D(_Pooling2D):
     """The maximum of each window; NaN wins, and the first of equals gets the gradient."""
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         y, argmax = ops.max_pool2d(x, self.pool_size, self.strides, self.padding)
         return y, (argmax, x.shape)
 
@@ -44,7 +44,7 @@ class MaxPooling2D(_Pooling2D):
 class AveragePooling2D(_Pooling2D):
     """The mean over the real pixels of each window; padding is not counted."""
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         return ops.avg_pool2d(x, self.pool_size, self.strides, self.padding), x.shape
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
@@ -64,7 +64,7 @@ class GlobalAveragePooling2D(Layer):
         channels = check_image(input_shape, self.name)[2]
         return (1, 1, channels) if self.keepdims else (channels,)
 
-    def forward(self, x: Array, training: bool = False, rng: Rng = None) -> tuple[Array, Any]:
+    def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         y = ops.avg_pool2d(x, x.shape[1:3])
         return (y if self.keepdims else y.reshape(len(x), x.shape[3])), x.shape
 

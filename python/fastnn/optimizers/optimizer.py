@@ -22,9 +22,13 @@ class Optimizer(Configurable):
     learning_rate: a number, or a schedule of the step. It may be set anew at any time where it is a number.
     iterations: steps done.
     slots: what the update rule remembers, lists parallel to the parameters.
+
+    A subclass gives `_step` and where they are not the defaults `slot_names` and `_rates`. supports_jit: its steps
+    may be recorded into a CUDA graph, for which `_step` must heed all three of `rates` (see ops.Rates).
     """
 
     slot_names: tuple[str, ...] = ()
+    supports_jit = False
 
     def __init__(
         self,
@@ -74,8 +78,26 @@ class Optimizer(Configurable):
         self._params = list(params)
         self.slots = {name: [np.zeros_like(w) for w in params] for name in self.slot_names}
 
+    def advance(self) -> ops.Rates:
+        """Count a step; gives what `update` needs for it."""
+        rate = self.learning_rate
+        self.iterations += 1
+        return self._rates(rate)
+
     def apply(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
         """One step: changes params in place. The first call fixes which parameters these are."""
+        self._check(params)
+        rates = self.advance()
+        if params:
+            self._step(params, grads, np.array([*rates, 0.0], like=params[0]))
+
+    def update(self, params: Sequence[Array], grads: Sequence[Array], rates: Array) -> None:
+        """The array work of a step that `advance` has counted: rates (3,) as for ops.sgd_step, where the params lie."""
+        self._check(params)
+        if params:
+            self._step(params, grads, rates)
+
+    def _check(self, params: Sequence[Array]) -> None:
         if not self._params:
             self._allocate(params)
         if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
@@ -83,12 +105,12 @@ class Optimizer(Configurable):
                 f"{self.name} was built for {len(self._params)} parameter arrays and got {len(params)} others; "
                 "after a change of what is trainable, call compile again"
             )
-        rate = self.learning_rate
-        self.iterations += 1
-        if self._params:
-            self._step(self._params, grads, rate)
 
-    def _step(self, ws: Sequence[Array], dws: Sequence[Array], rate: float) -> None:
+    def _rates(self, rate: float) -> ops.Rates:
+        """Those of the step that has just been counted, for its learning rate."""
+        return ops.Rates.sgd(rate, self.weight_decay or 0.0)
+
+    def _step(self, ws: Sequence[Array], dws: Sequence[Array], rates: Array) -> None:
         raise NotImplementedError
 
     def get_state(self) -> dict[str, Any]:
@@ -117,6 +139,8 @@ class SGD(Optimizer):
     weight_decay first takes learning_rate * weight_decay * w from every w.
     """
 
+    supports_jit = True
+
     def __init__(
         self,
         learning_rate: float | LearningRateSchedule = 0.01,
@@ -133,16 +157,9 @@ class SGD(Optimizer):
         if self.momentum:
             self.slot_names = ("velocity",)
 
-    def _step(self, ws: Sequence[Array], dws: Sequence[Array], rate: float) -> None:
-        ops.sgd_step(
-            ws,
-            dws,
-            self.slots.get("velocity"),
-            learning_rate=rate,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            weight_decay=self.weight_decay or 0.0,
-        )
+    def _step(self, ws: Sequence[Array], dws: Sequence[Array], rates: Array) -> None:
+        velocities = self.slots.get("velocity")
+        ops.sgd_step(ws, dws, velocities, momentum=self.momentum, nesterov=self.nesterov, rates=rates)
 
 
 class Adam(Optimizer):
@@ -154,6 +171,7 @@ class Adam(Optimizer):
     """
 
     slot_names = ("m", "v")
+    supports_jit = True
 
     def __init__(
         self,
@@ -173,18 +191,19 @@ class Adam(Optimizer):
                 f"beta_1 and beta_2 must lie in [0, 1) and epsilon above 0, got {beta_1}, {beta_2}, {epsilon}"
             )
 
-    def _step(self, ws: Sequence[Array], dws: Sequence[Array], rate: float) -> None:
+    def _rates(self, rate: float) -> ops.Rates:
+        return ops.Rates.adam(self.iterations, rate, self.beta_1, self.beta_2, self.weight_decay or 0.0)
+
+    def _step(self, ws: Sequence[Array], dws: Sequence[Array], rates: Array) -> None:
         ops.adam_step(
             ws,
             dws,
             self.slots["m"],
             self.slots["v"],
-            step=self.iterations,
-            learning_rate=rate,
             beta_1=self.beta_1,
             beta_2=self.beta_2,
             epsilon=self.epsilon,
-            weight_decay=self.weight_decay or 0.0,
+            rates=rates,
         )
 
 
