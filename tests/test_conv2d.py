@@ -39,6 +39,10 @@ CASES = {
     "empty-batch": ((0, 5, 5, 3), (3, 3, 4), {"padding": "same"}),
     "many-channels": ((1, 4, 4, 130), (3, 3, 70), {"padding": 1}),
     "many-pixels": ((2, 91, 91, 4), (2, 2, 36), {"padding": "same"}),
+    # CUDA kernels have a bit for each row and each column of a filter, 31 in all, and another way beyond
+    "as-many-taps-as-bits": ((1, 18, 17, 3), (16, 15, 4), {"padding": 1}),
+    "more-taps-than-bits": ((2, 18, 16, 4), (17, 15, 8), {"padding": (2, 3)}),
+    "more-columns-than-bits": ((2, 5, 40, 2), (2, 33, 3), {"padding": "same", "stride": (2, 3)}),
     "stride-2-in-vectors": ((2, 9, 10, 8), (3, 3, 16), {"padding": 1, "stride": 2}),
     "stride-3-in-vectors": ((2, 10, 9, 4), (4, 2, 8), {"padding": 1, "stride": 3, "dilation": (1, 2)}),
 }

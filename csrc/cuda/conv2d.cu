@@ -49,9 +49,18 @@ __global__ void fill_kernel(int64_t size, T* y) {
   for (int64_t i = first_item(); i < size; i += item_step()) y[i] = T(0);
 }
 
-template <class T, template <class> class Rows>
-Rows<T> patches_of_x(const Conv2dShape& s, const T* x) {
-  return {Patches<T>(x, s.n, s.h, s.w, s.c, s.ho, s.wo, s.kh, s.kw, s.sh, s.sw, s.dh, s.dw, s.pad_top, s.pad_left)};
+template <class Operand, class T>
+Operand patches_of_x(const Conv2dShape& s, const T* x) {
+  return {x, s.n, s.h, s.w, s.c, s.ho, s.wo, s.kh, s.kw, s.sh, s.sw, s.dh, s.dw, s.pad_top, s.pad_left};
+}
+
+// Calls f with the kind of patches that the filter allows.
+template <class T, class F>
+void with_patches(const Conv2dShape& s, F f) {
+  if (Patches<T>::fit(s.kh, s.kw))
+    f(Patches<T>());
+  else
+    f(LargePatches<T>());
 }
 
 // The input gradient's jobs have all its rows between them, and sums as long as the longest.
@@ -73,8 +82,10 @@ void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bo
   const int64_t k = s.kh * s.kw * s.c;
   Result<T> result = plain_result(y, s.k);
   result.bias = b, result.relu = relu;
-  matmul(patches_of_x<T, PatchRows>(s, x), Dense<T, false>{w, s.k, k, s.k}, s.n * s.ho * s.wo, s.k, k, result, s.precision,
-         workspace, stream);
+  with_patches<T>(s, [&](auto kind) {
+    matmul(patches_of_x<PatchRows<decltype(kind)>>(s, x), Dense<T, false>(w, s.k, k, s.k), s.n * s.ho * s.wo, s.k, k, result,
+           s.precision, workspace, stream);
+  });
 }
 
 template <class T>
@@ -91,26 +102,28 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
   if (rows.rest > 0 || columns.rest > 0) launch(fill_kernel<T>, grid_for(size, kThreads), kThreads, 0, stream, size, dx);
 
   const Cut c = backward_x_cut<T>(s);
-  Jobs<Job<T, PatchRows<T>, FilterTransposed<T>>, kJobs> jobs{};
-  int count = 0;
-  for (const Phase& r : rows.list)
-    for (const Phase& q : columns.list) {
-      auto& job = jobs.job[count++];
-      job.m = s.n * r.count * q.count, job.n = s.c, job.k = r.taps * q.taps * s.k;
-      job.a = {
-          Patches<T>(dy, s.n, s.ho, s.wo, s.k, r.count, q.count, r.taps, q.taps, 1, 1, -r.step, -q.step, -r.base, -q.base)};
-      job.b = {w, s.c, job.k, FastDiv(s.k), FastDiv(q.taps), r.tap, r.tap_step, q.tap, q.tap_step, s.kw};
-      job.result = plain_result(dx, s.c);
-      job.result.scattered = s.sh > 1 || s.sw > 1;
-      job.result.width = FastDiv(q.count), job.result.height = FastDiv(r.count);
-      job.result.image_height = s.h, job.result.image_width = s.w;
-      job.result.first_h = r.first, job.result.stride_h = s.sh, job.result.first_w = q.first, job.result.stride_w = s.sw;
-      if (count == kJobs) {
-        matmul(jobs, count, c, s.precision, workspace, stream);
-        count = 0;
+  with_patches<T>(s, [&](auto kind) {
+    using Dy = PatchRows<decltype(kind)>;
+    Jobs<Job<T, Dy, FilterTransposed<T>>, kJobs> jobs{};
+    int count = 0;
+    for (const Phase& r : rows.list)
+      for (const Phase& q : columns.list) {
+        auto& job = jobs.job[count++];
+        job.m = s.n * r.count * q.count, job.n = s.c, job.k = r.taps * q.taps * s.k;
+        job.a = Dy(dy, s.n, s.ho, s.wo, s.k, r.count, q.count, r.taps, q.taps, 1, 1, -r.step, -q.step, -r.base, -q.base);
+        job.b = {{}, w, s.c, job.k, FastDiv(s.k), FastDiv(q.taps), r.tap, r.tap_step, q.tap, q.tap_step, s.kw};
+        job.result = plain_result(dx, s.c);
+        job.result.scattered = s.sh > 1 || s.sw > 1;
+        job.result.width = FastDiv(q.count), job.result.height = FastDiv(r.count);
+        job.result.image_height = s.h, job.result.image_width = s.w;
+        job.result.first_h = r.first, job.result.stride_h = s.sh, job.result.first_w = q.first, job.result.stride_w = s.sw;
+        if (count == kJobs) {
+          matmul(jobs, count, c, s.precision, workspace, stream);
+          count = 0;
+        }
       }
-    }
-  if (count > 0) matmul(jobs, count, c, s.precision, workspace, stream);
+    if (count > 0) matmul(jobs, count, c, s.precision, workspace, stream);
+  });
 }
 
 template <class T>
@@ -121,8 +134,10 @@ int64_t conv2d_backward_w_workspace(const Conv2dShape& s) {
 template <class T>
 void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace, Stream stream) {
   const int64_t pixels = s.n * s.ho * s.wo;
-  matmul(patches_of_x<T, PatchColumns>(s, x), Dense<T, false>{dy, s.k, pixels, s.k}, s.kh * s.kw * s.c, s.k, pixels,
-         plain_result(dw, s.k), s.precision, workspace, stream);
+  with_patches<T>(s, [&](auto kind) {
+    matmul(patches_of_x<PatchColumns<decltype(kind)>>(s, x), Dense<T, false>(dy, s.k, pixels, s.k), s.kh * s.kw * s.c, s.k,
+           pixels, plain_result(dw, s.k), s.precision, workspace, stream);
+  });
 }
 
 #define INSTANTIATE(T)                                                                                     \

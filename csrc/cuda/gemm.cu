@@ -9,7 +9,7 @@ template <class T, bool kTransposeA, bool kTransposeB>
 void run(const GemmShape& s, const T* a, const T* b, const Result<T>& result, T* workspace, Stream stream) {
   using A = Dense<T, !kTransposeA>;
   using B = Dense<T, kTransposeB>;
-  matmul(A{a, s.m, s.k, kTransposeA ? s.m : s.k}, B{b, s.n, s.k, kTransposeB ? s.k : s.n}, s.m, s.n, s.k, result,
+  matmul(A(a, s.m, s.k, kTransposeA ? s.m : s.k), B(b, s.n, s.k, kTransposeB ? s.k : s.n), s.m, s.n, s.k, result,
          s.precision, workspace, stream);
 }
 

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "../ops.h"
@@ -42,6 +43,35 @@ constexpr int kVec = 16 / int(sizeof(T));  // elements of a 16-byte access
 template <class V>
 bool aligned_for(const void* p) {
   return reinterpret_cast<uintptr_t>(p) % alignof(V) == 0;
+}
+
+// What no one writes while the kernel runs.
+template <class T, int N>
+__device__ __forceinline__ Vec<T, N> load(const Vec<T, N>* from) {
+#ifdef __CUDA_ARCH__
+  using Word = std::conditional_t<sizeof(*from) == 16, uint4, std::conditional_t<sizeof(*from) == 8, uint2, unsigned>>;
+  static_assert(sizeof(Word) == sizeof(*from));
+  const Word word = __ldg(reinterpret_cast<const Word*>(from));
+  Vec<T, N> value;
+  std::memcpy(&value, &word, sizeof(word));
+  return value;
+#else
+  return *from;
+#endif
+}
+
+// A structure of 16 bytes by one access, whatever of it is used.
+template <class S>
+__device__ __forceinline__ S whole(const S* from) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(S) == 16) {
+    const uint4 words = *reinterpret_cast<const uint4*>(from);
+    S value;
+    std::memcpy(&value, &words, sizeof(S));
+    return value;
+  }
+#endif
+  return *from;
 }
 
 // ---- Division of 0 <= n < 2^62 by a number known at launch, as one multiplication (Granlund and Montgomery 1994).

@@ -5,6 +5,12 @@
 
 namespace fastnn::FASTNN_TARGET {
 
+// x, such that the compiler keeps it in a register: it would work out an address of a few operations anew in every turn of a
+// loop, but not what it cannot see through.
+__device__ __forceinline__ int hold(int x) {
+  return __shfl_sync(~0u, x, int(threadIdx.x) % kWarp);
+}
+
 // ---- Asynchronous copies from global to shared memory (sm_80 and newer). `bytes` of the kBytes = 4, 8 or 16 are copied,
 // the rest filled with zeros; both addresses are aligned to kBytes. A copy has landed, for its own thread, after
 // cp_async_wait has let at most `kPending` later groups be under way; for others after a barrier as well.
@@ -98,6 +104,55 @@ __device__ __forceinline__ float from_bf16(uint32_t bits) {
 }
 __device__ __forceinline__ float from_tf32(uint32_t bits) {
   return as_float(bits & ~0x1FFFu);
+}
+
+// ---- ldmatrix: four 8 x 8 matrices of 16-bit elements from shared memory; lane l has the address of row l % 8 of matrix l
+// / 8, a multiple of 16 bytes. to[i] is of matrix i: row lane / 4, elements 2 (lane % 4) and the next; or, transposed, rows
+// 2 (lane % 4) and the next, element lane / 4.
+
+#if !defined(__CUDACC__)
+struct MatrixRow {
+  uint16_t row[8];
+  uint32_t to[4];
+};
+
+template <bool kTransposed>
+FASTNN_UNTRACED void ldmatrix_work(void* const* messages) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      uint32_t bits = 0;
+      for (int half = 0; half < 2; ++half) {
+        const int pair = 2 * (lane % 4) + half, other = lane / 4;
+        const auto& from = *static_cast<const MatrixRow*>(messages[8 * i + (kTransposed ? pair : other)]);
+        bits |= uint32_t(from.row[kTransposed ? other : pair]) << 16 * half;
+      }
+      static_cast<MatrixRow*>(messages[lane])->to[i] = bits;
+    }
+}
+#endif
+
+template <bool kTransposed>
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&to)[4], const void* row) {
+#if !defined(__CUDACC__)
+  const auto where = host::Where::current();
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) host::fail("ldmatrix: a row that is not aligned to 16 bytes", where);
+  MatrixRow message;
+  std::memcpy(message.row, row, 16);
+  host::warp_meeting(&message, ldmatrix_work<kTransposed>, false, where);
+  std::memcpy(to, message.to, 16);
+#else
+  const unsigned from = unsigned(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+#endif
 }
 
 // ---- mma.sync: d (16, 8) += a (16, K) b (K, 8), float accumulation, by the 32 threads of a warp. With group = lane / 4 and
