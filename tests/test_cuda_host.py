@@ -18,11 +18,12 @@ native = _backend._native("cuda_host")
 SANITIZER = native.sanitizer
 right = [1.0] * 64
 
-WRONG_ANSWER = ["missing_barrier", "unwritten_read", "early_read", "fragment_layout"]
+WRONG_ANSWER = ["missing_barrier", "unwritten_read", "early_read", "fragment_layout", "matrix_layout"]
 ERRORS = {
     "divergent_barrier": r"__syncthreads|barrier.*faults.cu:\d+",
     "two_barriers": r"wait at different barriers: one at .*faults.cu:\d+.*, one at .*faults.cu:\d+",
     "partial_shuffle": r"faults.cu:\d+",
+    "misaligned_matrix": r"not aligned to 16 bytes: .*ptx.cuh:\d+",
     "too_much_shared": "takes 272 bytes of shared memory, launched with 256",
 }
 REPORTS = {  # what only a sanitizer sees, or sees as well

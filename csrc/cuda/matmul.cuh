@@ -264,6 +264,7 @@ struct FmaTile {
 using LargeTile = FmaTile<128, 128, 8, 8>;  // 256 threads
 using TallTile = FmaTile<128, 32, 8, 4>;    // 128 threads, for few columns, and where there are no vectors
 using MediumTile = FmaTile<64, 64, 8, 4>;   // 128 threads
+using SmallTile = FmaTile<32, 32, 4, 4>;    // 64 threads, for the weight gradient of few channels
 
 // Shared memory holds both tiles as [k][line], twice: while one copy is multiplied, the next is on its way through
 // registers.
@@ -371,8 +372,12 @@ __global__ __launch_bounds__(Tile::kThreads, 1) void matmul_kernel(Jobs<J, kJobs
 #pragma unroll
     for (int i = 0; i < kPiece; ++i)
 #pragma unroll
-      for (int j = 0; j < Tile::kThreadN; ++j)
-        band[(band_row + i) * kLdN + column + j / kPiece * kColumnStep + j % kPiece] = sums[i][j];
+      for (int q = 0; q < kPiecesN; ++q) {
+        Piece piece;
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) piece.v[j] = sums[i][q * kPiece + j];
+        *reinterpret_cast<Piece*>(band + (band_row + i) * kLdN + column + q * kColumnStep) = piece;
+      }
 #pragma unroll
     for (int i = kPiece; i < Tile::kThreadM; ++i)  // the next piece, because registers have no index at run time
 #pragma unroll
@@ -414,7 +419,7 @@ template <int kM_, int kN_, int kK_, int kWarpM_, int kWarpN_, int kStages_>
 struct MmaTile {
   static constexpr int kM = kM_, kN = kN_, kK = kK_, kWarpM = kWarpM_, kWarpN = kWarpN_, kStages = kStages_;
   static constexpr int kThreads = (kM / kWarpM) * (kN / kWarpN) * kWarp;
-  static constexpr int kLdSums = kN + 4;
+  static constexpr int kLdSums = kN + 8;  // two columns of four rows by half a warp: no conflicts
 
   template <Precision kPrecision, class J>
   struct Memory {
@@ -506,8 +511,12 @@ class Blocks {
   int place_[kPlaces];
 };
 
+// Blocks that must find room in a multiprocessor's registers: 512 threads, where they do so without spills.
+template <class Tile, Precision kPrecision, int kV>
+constexpr int kBlocksAtOnce = kPrecision == Precision::kBfloat16 && kV > 1 ? 512 / Tile::kThreads : 1;
+
 template <class Tile, Precision kPrecision, int kV, class J, int kJobs>
-__global__ __launch_bounds__(Tile::kThreads, 1) void mma_kernel(Jobs<J, kJobs> jobs) {
+__global__ __launch_bounds__(Tile::kThreads, (kBlocksAtOnce<Tile, kPrecision, kV>)) void mma_kernel(Jobs<J, kJobs> jobs) {
   using A = typename J::A;
   using B = typename J::B;
   using Memory = typename Tile::template Memory<kPrecision, J>;
@@ -634,8 +643,9 @@ __global__ __launch_bounds__(Tile::kThreads, 1) void mma_kernel(Jobs<J, kJobs> j
 #pragma unroll
     for (int n = 0; n < kFragmentsN; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        memory[(row + m * 16 + group + 8 * (e / 2)) * Tile::kLdSums + column + n * 8 + 2 * member + e % 2] = sums[m][n][e];
+      for (int e = 0; e < 2; ++e)
+        *reinterpret_cast<Vec<float, 2>*>(memory + (row + m * 16 + group + 8 * e) * Tile::kLdSums + column + n * 8 +
+                                          2 * member) = {sums[m][n][2 * e], sums[m][n][2 * e + 1]};
   __syncthreads();
   const auto row_of = [&](int i) { return tile_m * kM + i; };
   store<kPrecision, kM, kN, Tile::kLdSums, kThreads>(job, memory, tile_n * kN, first_k, end_k, row_of);
@@ -706,7 +716,8 @@ void launch_mma(const Jobs<J, kJobs>& jobs, int count, int64_t slices, Stream st
   launch_tiles<Tile>(mma_kernel<Tile, kPrecision, kV, J, kJobs>, jobs, count, slices, kBytes, stream);
 }
 
-// Where there are no vectors, and for double, where they would not pay, one tile is enough.
+// Where there are no vectors, and for double, where they would not pay, one tile is enough; but a few rows of long sums, the
+// weight gradient of a first layer, would fill a fifth of it.
 template <Precision kPrecision, class J, int kJobs>
 void launch_product(const Jobs<J, kJobs>& jobs, int count, const Cut& c, bool vectors, Stream stream) {
   using T = typename J::T;
@@ -730,10 +741,13 @@ void launch_product(const Jobs<J, kJobs>& jobs, int count, const Cut& c, bool ve
         return;
       }
     }
-    if constexpr (kPrecision != Precision::kFloat32)
+    if constexpr (kPrecision != Precision::kFloat32) {
       launch_mma<MediumMmaTile, kPrecision, 1>(jobs, count, c.slices, stream);
-    else
+    } else {
+      if constexpr (!J::A::kAlongK && !J::A::kScalar)
+        if (jobs.job[0].m <= SmallTile::kM) return launch_fma<SmallTile, 1>(jobs, count, c.slices, stream);
       launch_fma<TallTile, 1>(jobs, count, c.slices, stream);
+    }
   }
 }
 

@@ -99,6 +99,36 @@ __global__ void fragment_layout(bool fixed, const float*, float* out) {
   }
 }
 
+// Two 8 x 8 matrices of 0, 1, 2 ...: the wrong kernel transposes them.
+__global__ void matrix_layout(bool fixed, const float*, float* out) {
+  Shared shared;
+  uint16_t* const s = shared.alloc<uint16_t>(2 * kThreads);
+  const int t = int(threadIdx.x), row = t % 32 / 4, pair = 2 * (t % 4);
+  s[2 * t] = uint16_t(2 * t), s[2 * t + 1] = uint16_t(2 * t + 1);
+  __syncthreads();
+  uint32_t found[4];
+  if (fixed)
+    ldmatrix_x4<false>(found, s + t % 16 * 8);
+  else
+    ldmatrix_x4<true>(found, s + t % 16 * 8);
+  out[t] = 1;
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t low = i % 2 * 64 + uint32_t(row) * 8 + uint32_t(pair);
+    if (found[i] != (low | (low + 1) << 16)) out[t] = 0;
+  }
+}
+
+__global__ void misaligned_matrix(bool fixed, const float*, float* out) {
+  Shared shared;
+  uint16_t* const s = shared.alloc<uint16_t>(2 * kThreads);
+  const int t = int(threadIdx.x);
+  s[2 * t] = s[2 * t + 1] = 1;
+  __syncthreads();
+  uint32_t found[4];
+  ldmatrix_x4<false>(found, s + t % 8 * (fixed ? 8 : 4));
+  out[t] = found[0] == 0x10001 ? 1 : 0;
+}
+
 // All blocks write the same element; fixed, one does.
 __global__ void block_race(bool fixed, const float*, float* out) {
   if (!fixed || blockIdx.x == 0) out[threadIdx.x] = 1;
@@ -106,16 +136,10 @@ __global__ void block_race(bool fixed, const float*, float* out) {
 
 using Kernel = void (*)(bool, const float*, float*);
 const std::map<std::string, Kernel> kFaults = {
-    {"missing_barrier", missing_barrier},
-    {"shared_overflow", shared_overflow},
-    {"global_overflow", global_overflow},
-    {"unwritten_read", unwritten_read},
-    {"divergent_barrier", divergent_barrier},
-    {"two_barriers", two_barriers},
-    {"partial_shuffle", partial_shuffle},
-    {"too_much_shared", too_much_shared},
-    {"early_read", early_read},
-    {"fragment_layout", fragment_layout},
+    {"missing_barrier", missing_barrier}, {"shared_overflow", shared_overflow},     {"global_overflow", global_overflow},
+    {"unwritten_read", unwritten_read},   {"divergent_barrier", divergent_barrier}, {"two_barriers", two_barriers},
+    {"partial_shuffle", partial_shuffle}, {"too_much_shared", too_much_shared},     {"early_read", early_read},
+    {"fragment_layout", fragment_layout}, {"matrix_layout", matrix_layout},         {"misaligned_matrix", misaligned_matrix},
     {"block_race", block_race},
 };
 
