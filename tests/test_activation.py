@@ -142,3 +142,15 @@ def test_softmax_needs_classes(backend):
     for shape in [(), (3, 0)]:
         with pytest.raises(ValueError, match="last axis"):
             ops.softmax(np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["sigmoid", "tanh", "softmax"])
+def test_exponentials_to_the_last_digits(backend, name, dtype):
+    """Relative error, from numbers that are lost beside 1 to those whose exponential is below all normal numbers."""
+    x = np.concatenate(
+        [np.linspace(-120, 120, 50_001), np.linspace(-2, 2, 50_001), 10.0 ** np.linspace(-30, 0, 999)]
+    )
+    x = np.stack([x, 0 * x], axis=1).astype(dtype)
+    y, expected = getattr(ops, name)(x), getattr(reference, name)(x)
+    assert_within(y, expected, 4 * np.finfo(dtype).eps * abs(expected) + np.finfo(dtype).tiny)

@@ -1,7 +1,5 @@
-// Activations, element by element and softmax row by row. The first are bound by memory (relu) or by libm (the others).
+// Activations, element by element and softmax row by row. relu is bound by memory, the others by the arithmetic of exp.h.
 // Every backward takes y, the forward's result, so that x need not be kept.
-#include <cmath>
-
 #include "../ops.h"
 #include "parallel.h"
 #include "softmax.h"
@@ -32,11 +30,12 @@ void relu_backward(int64_t size, const T* dy, const T* y, T* dx, Stream) {
 
 template <class T>
 void sigmoid_forward(int64_t size, const T* x, T* y, Stream) {
-  parallel_chunks(size, kGrain / 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T e = std::exp(-std::abs(x[i]));  // of a number not above 0: never overflows
-      y[i] = (x[i] < T(0) ? e : T(1)) / (T(1) + e);
-    }
+  using V = simd::V<T>;
+  parallel_chunks(size, kGrain / 4, [&](int64_t begin, int64_t end) {
+    map_vectors(end - begin, x + begin, y + begin, [](V v) {
+      const V one = simd::broadcast(T(1)), e = Exp<T>(v < V{} ? v : -v).value();
+      return (v < V{} ? e : one) / (one + e);
+    });
   });
 }
 
@@ -49,8 +48,14 @@ void sigmoid_backward(int64_t size, const T* dy, const T* y, T* dx, Stream) {
 
 template <class T>
 void tanh_forward(int64_t size, const T* x, T* y, Stream) {
-  parallel_chunks(size, kGrain / 8, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = std::tanh(x[i]);
+  using V = simd::V<T>;
+  parallel_chunks(size, kGrain / 4, [&](int64_t begin, int64_t end) {
+    map_vectors(end - begin, x + begin, y + begin, [](V v) {
+      const V e = Exp<T>(simd::broadcast(T(2)) * (v < V{} ? v : -v)).minus_one();  // tanh |v| = -e / (2 + e)
+      const V t = e / (simd::broadcast(T(2)) + e);
+      const V signed_t = v < V{} ? t : -t;
+      return v == V{} ? v : signed_t;  // zeros keep their sign
+    });
   });
 }
 
