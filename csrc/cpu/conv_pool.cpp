@@ -270,13 +270,7 @@ class InputGradient {
   void add(int64_t begin, int64_t end, const T* dy, const uint8_t* argmax, const T* filter, int64_t first_row,
            int64_t end_row, T* dx) {
     const int64_t k = g_.conv.k;
-    std::fill(count_.begin(), count_.end(), 0);
-    for (int64_t window = 0; window < end - begin; ++window, dy += k, argmax += k)
-      for (int64_t channel = 0; channel < k; ++channel) {
-        if (argmax[channel] >= g_.positions) continue;  // none
-        const int64_t list = window * g_.positions + argmax[channel];
-        terms_[size_t(list * k + count_[size_t(list)]++)] = {filter + channel * g_.pieces.length, dy[channel]};
-      }
+    for (int64_t window = 0; window < end - begin; ++window, dy += k, argmax += k) list_winners(window, dy, argmax, filter);
     const int64_t together = rows_together<T>(g_.pieces.length);
     for (int64_t r = 0; r < g_.conv.kh; r += together)
       for (int64_t list = 0; list < (end - begin) * g_.positions; ++list)
@@ -286,6 +280,22 @@ class InputGradient {
   }
 
  private:
+  // Position by position, a bit for each channel of 64: no branch on what won.
+  void list_winners(int64_t window, const T* dy, const uint8_t* argmax, const T* filter) {
+    const int64_t channels = g_.conv.k, length = g_.pieces.length;
+    for (int64_t position = 0; position < g_.positions; ++position) {
+      Term<T>* const begin = terms_.get() + (window * g_.positions + position) * channels;
+      Term<T>* term = begin;
+      for (int64_t first = 0; first < channels; first += 64)
+        for (uint64_t winners = simd::equal_bytes(argmax + first, channels - first, uint8_t(position)); winners;
+             winners &= winners - 1) {
+          const int64_t k = first + __builtin_ctzll(winners);
+          *term++ = {filter + k * length, dy[k]};
+        }
+      count_[size_t(window * g_.positions + position)] = term - begin;
+    }
+  }
+
   // Rows [begin, end) of the taps, as far as they lie in the image and the rows of dx.
   void add_taps(int64_t list, Geometry::Output output, int64_t begin, int64_t end, int64_t first_row, int64_t end_row,
                 T* dx) {
@@ -318,7 +328,7 @@ struct Units {
   int64_t windows, per_image, count, slices;  // windows a unit has at most
 
   explicit Units(const ConvPoolShape& s) {
-    constexpr int64_t kTerms = 1 << 13, kSlices = 16, kPartials = 1 << 22;
+    constexpr int64_t kTerms = 1 << 12, kSlices = 16, kPartials = 1 << 22;
     const int64_t all = s.pool.ho * s.pool.wo;
     windows = std::clamp<int64_t>(kTerms / std::min(s.conv.k, kChannels), 16, 512);
     windows = std::clamp<int64_t>(s.pool.n * all / kSlices, 16, windows);
@@ -351,7 +361,8 @@ class FilterGradient {
   // Adds windows [begin, end) of image n to dw, laid out as Pieces say.
   void add_unit(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax, T* dw) {
     find_patches(n, begin, end, x);
-    list_winners((n * g_.windows + begin) * g_.conv.k + first_channel_, end - begin, dy, argmax);
+    const int64_t at = (n * g_.windows + begin) * g_.conv.k + first_channel_;
+    several_classes_ ? list_winners<true>(at, end - begin, dy, argmax) : list_winners<false>(at, end - begin, dy, argmax);
     for (int64_t k = 0; k < channels_; ++k) {
       const Term<T>* terms = terms_.get() + k * units_.windows;
       T* gradient = dw + (first_channel_ + k) * g_.pieces.length;
@@ -381,16 +392,22 @@ class FilterGradient {
     }
   }
 
+  template <bool kClasses>
   void list_winners(int64_t at, int64_t windows, const T* dy, const uint8_t* argmax) {
-    std::fill(count_.begin(), count_.end(), 0);
-    for (int64_t p = 0; p < windows; ++p, at += g_.conv.k) {
-      const Patch* patch = patches_.data() + p * (g_.positions + 1);
-      for (int64_t k = 0; k < channels_; ++k) {
-        const Patch& winner = patch[std::min<int64_t>(argmax[at + k], g_.positions)];
-        const int64_t place = k * units_.windows + count_[size_t(k)];
-        terms_[size_t(place)] = {winner.first, dy[at + k]};
-        if (several_classes_) class_of_[size_t(place)] = winner.class_index;
-        count_[size_t(k)] += winner.first != nullptr;
+    Term<T>* const terms = terms_.get();
+    int32_t *const class_of = class_of_.get(), *const count = count_.data();
+    const int64_t room = units_.windows, channels = channels_, all = g_.conv.k;
+    const int positions = int(g_.positions);
+    std::fill_n(count, channels, 0);
+    for (int64_t p = 0; p < windows; ++p, at += all) {
+      const Patch* patch = patches_.data() + p * (positions + 1);
+      for (int64_t k = 0; k < channels; ++k) {
+        // Written in any case and kept where there is a patch: no branch on what won.
+        const Patch& winner = patch[std::min<int>(argmax[at + k], positions)];
+        const int64_t place = k * room + count[k];
+        terms[place].row = winner.first, terms[place].weight = dy[at + k];
+        if (kClasses) class_of[place] = winner.class_index;
+        count[k] += winner.first != nullptr;
       }
     }
   }
@@ -424,7 +441,8 @@ class FilterGradient {
   std::vector<Patch> patches_;              // window by window, positions + 1 each
   const std::unique_ptr<Term<T>[]> terms_;  // of each channel, room for a unit's windows
   const std::unique_ptr<int32_t[]> class_of_;
-  std::vector<int64_t> count_, begin_;
+  std::vector<int32_t> count_;
+  std::vector<int64_t> begin_;
   std::vector<Term<T>> sorted_;
 };
 

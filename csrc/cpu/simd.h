@@ -84,6 +84,25 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
+// A bit for each of the first min(n, 64) bytes that equals `value`, the first byte's lowest.
+inline uint64_t equal_bytes(const uint8_t* p, int64_t n, uint8_t value) {
+#if defined(__AVX512BW__)
+  const __mmask64 first = n >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << n) - 1;
+  return _mm512_mask_cmpeq_epi8_mask(first, _mm512_maskz_loadu_epi8(first, p), _mm512_set1_epi8(char(value)));
+#else
+  uint64_t bits = 0;
+  int64_t i = 0;
+#if defined(__AVX2__)
+  for (; i + 32 <= n && i < 64; i += 32) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i));
+    bits |= uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(char(value)))))) << i;
+  }
+#endif
+  for (; i < n && i < 64; ++i) bits |= uint64_t(p[i] == value) << i;
+  return bits;
+#endif
+}
+
 // The first n elements of a vector, 1 <= n <= kWidth, worked out once for many loads and stores; memory beyond them is not
 // touched, the others are read as zero.
 template <class T>
