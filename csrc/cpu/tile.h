@@ -139,9 +139,9 @@ void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed
 template <class T>
 struct Panels {
   int64_t rows, n, first_packed;
-  // readers: how many rows of tiles will read each panel
+  // readers: how many rows of tiles will read each panel. Where b's own rows are short, packing pays late.
   Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
-      : rows(rows), n(n), first_packed(transposed || readers >= 4 * kRows ? 0 : n / kCols<T>) {}
+      : rows(rows), n(n), first_packed(transposed || readers >= (n <= 4 * kCols<T> ? 64 : 4) * kRows ? 0 : n / kCols<T>) {}
 
   int64_t count() const { return panel_count(n, kCols<T>); }
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
