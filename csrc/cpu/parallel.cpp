@@ -22,6 +22,22 @@ inline void pause_cpu() {
 #endif
 }
 
+#if defined(__linux__)
+inline int this_cpu() { return sched_getcpu(); }
+// Leaves processor `cpu` where another one is allowed. The scheduler may wake a worker on its caller's own processor, where it
+// gets a turn only after milliseconds, and keep doing so for as long as the regions are short.
+void leave_cpu(int cpu) {
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof all, &all) != 0 || cpu < 0 || cpu >= CPU_SETSIZE || CPU_COUNT(&all) < 2) return;
+  cpu_set_t others = all;
+  CPU_CLR(cpu, &others);
+  if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof all, &all);
+}
+#else
+inline int this_cpu() { return -1; }
+inline void leave_cpu(int) {}
+#endif
+
 // How long a thread looks before it sleeps: a few tens of microseconds, about the time from one kernel to the next.
 constexpr int kSpins = 1000;
 
@@ -38,7 +54,7 @@ class Pool {
       return;
     }
     start_workers();
-    body_ = body, context_ = context, items_ = items;
+    body_ = body, context_ = context, items_ = items, caller_cpu_ = this_cpu();
     next_.store(0, std::memory_order_relaxed);
     members_.fetch_sub(kClosed, std::memory_order_release);  // open: workers may join
     epoch_.fetch_add(1, std::memory_order_release);
@@ -95,7 +111,10 @@ class Pool {
       epoch_.wait(seen, std::memory_order_acquire);
       seen = epoch_.load(std::memory_order_acquire);
       if (stopping_.load(std::memory_order_relaxed)) return;
-      if (!(members_.fetch_add(1, std::memory_order_acquire) & kClosed)) take_items();
+      if (!(members_.fetch_add(1, std::memory_order_acquire) & kClosed)) {
+        if (const int cpu = caller_cpu_; cpu >= 0 && cpu == this_cpu()) leave_cpu(cpu);
+        take_items();
+      }
       if (members_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) members_.notify_all();
     }
   }
@@ -112,6 +131,7 @@ class Pool {
   void (*body_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
   int64_t items_ = 0;
+  int caller_cpu_ = -1;
 };
 
 int available_cpus() {
