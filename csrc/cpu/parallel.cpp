@@ -23,9 +23,11 @@ inline void pause_cpu() {
 }
 
 #if defined(__linux__)
-inline int this_cpu() { return sched_getcpu(); }
-// Leaves processor `cpu` where another one is allowed. The scheduler may wake a worker on its caller's own processor, where it
-// gets a turn only after milliseconds, and keep doing so for as long as the regions are short.
+inline int this_cpu() {
+  return sched_getcpu();
+}
+// Leaves processor `cpu` where another one is allowed. The scheduler may wake a worker on its caller's own processor, where
+// it gets a turn only after milliseconds, and keep doing so for as long as the regions are short.
 void leave_cpu(int cpu) {
   cpu_set_t all;
   if (sched_getaffinity(0, sizeof all, &all) != 0 || cpu < 0 || cpu >= CPU_SETSIZE || CPU_COUNT(&all) < 2) return;
@@ -34,7 +36,9 @@ void leave_cpu(int cpu) {
   if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof all, &all);
 }
 #else
-inline int this_cpu() { return -1; }
+inline int this_cpu() {
+  return -1;
+}
 inline void leave_cpu(int) {}
 #endif
 
