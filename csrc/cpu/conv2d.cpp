@@ -48,10 +48,12 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     const T* source_pixel[kRows * kChunk];
     T* out_pixel[kRows * kChunk];
     const int64_t height = int64_t(rows.out.size()), width = int64_t(cols.out.size());
+    int64_t j = begin % width, i = begin / width % height, image = begin / width / height;
     for (int64_t p = 0; p < count; ++p) {
-      const int64_t j = (begin + p) % width, i = (begin + p) / width % height, image = (begin + p) / width / height;
       source_pixel[p] = x + source.at(image, rows.source[i], cols.source[j]);
       out_pixel[p] = y + out.at(image, rows.out[i], cols.out[j]);
+      if (++j == width) j = 0, ++i;
+      if (i == height) i = 0, ++image;
     }
     std::vector<Run> runs(kh * kw);
     TileArgs<T> t{};
