@@ -26,10 +26,10 @@ inline int64_t make_runs(const AxisClass& rows, const AxisClass& cols, const Ima
   return count;
 }
 
-// w (KH, KW, C, K) as the matrix b of (KH * KW * C) x K, for `pixels` rows of results.
+// w (KH, KW, C, K) as the matrix b of (KH * KW * C) x K.
 template <class T>
-Panels<T> filter_panels(const Conv2dShape& s, int64_t pixels) {
-  return Panels<T>(s.kh * s.kw * s.c, s.k, false, pixels);
+Panels<T> filter_panels(const Conv2dShape& s) {
+  return Panels<T>(s.kh * s.kw * s.c, s.k, false, s.n * s.ho * s.wo);
 }
 
 template <class T>

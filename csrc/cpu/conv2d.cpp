@@ -140,12 +140,12 @@ void accumulate_weights(const WeightItem<T>& g, int64_t r, int64_t panel, int64_
 
 template <class T>
 int64_t conv2d_forward_workspace(const Conv2dShape& s) {
-  return filter_panels<T>(s, s.n * s.ho * s.wo).workspace();
+  return filter_panels<T>(s).workspace();
 }
 
 template <class T>
 void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream) {
-  const Panels<T> panels = filter_panels<T>(s, s.n * s.ho * s.wo);
+  const Panels<T> panels = filter_panels<T>(s);
   pack_filter(s, panels, w, workspace);
   gather_conv(s.n, plan_forward(s), s.kh, s.kw, Image{s.h, s.w, s.c}, Image{s.ho, s.wo, s.k}, x, w, panels, workspace, b,
               relu, y);

@@ -450,7 +450,7 @@ class FilterGradient {
 
 template <class T>
 int64_t conv2d_max_pool2d_forward_workspace(const ConvPoolShape& s) {
-  return filter_panels<T>(s.conv, s.conv.n * s.conv.ho * s.conv.wo).workspace();
+  return filter_panels<T>(s.conv).workspace();
 }
 
 template <class T>
@@ -458,7 +458,7 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
                                uint8_t* argmax, T* workspace, Stream) {
   const Conv2dShape& s = shape.conv;
   const Pool2dShape& p = shape.pool;
-  const Panels<T> panels = filter_panels<T>(s, s.n * s.ho * s.wo);
+  const Panels<T> panels = filter_panels<T>(s);
   pack_filter(s, panels, w, workspace);
   const Geometry g(shape);
   const Blocks blocks(p);

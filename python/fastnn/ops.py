@@ -310,12 +310,16 @@ def _check_dy(op: str, dy: Array, shape: Shape) -> None:
 # ---- Pooling
 
 
+def _windows(op: str, window: Pair, name: str, stride: Pair | None, padding: Padding) -> tuple[Any, ...]:
+    """Window, stride (called `name`, by default the window) and padding as the native code takes them."""
+    windows = _pair(op, "window", window)
+    return windows, windows if stride is None else _pair(op, name, stride), _padding(op, padding)
+
+
 def _pool2d_shape(
     op: str, backend: Backend, x_shape: Shape, window: Pair, stride: Pair | None, padding: Padding
 ) -> Any:
-    windows = _pair(op, "window", window)
-    strides = windows if stride is None else _pair(op, "stride", stride)
-    return backend.native.Pool2dShape(x_shape, windows, strides, _padding(op, padding))
+    return backend.native.Pool2dShape(x_shape, *_windows(op, window, "stride", stride, padding))
 
 
 def max_pool2d(
@@ -416,9 +420,7 @@ def _conv_pool_shape(
     options: dict[str, Any],
 ) -> Any:
     conv = _conv2d_shape(op, backend, x_shape, w_shape, **options)
-    windows = _pair(op, "window", window)
-    strides = windows if pool_stride is None else _pair(op, "pool_stride", pool_stride)
-    return backend.native.ConvPoolShape(conv, windows, strides, _padding(op, pool_padding))
+    return backend.native.ConvPoolShape(conv, *_windows(op, window, "pool_stride", pool_stride, pool_padding))
 
 
 def conv2d_max_pool2d(
