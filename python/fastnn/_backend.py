@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -41,11 +43,23 @@ def _host(name: str) -> Backend:
 _host_name = "cpu"  # which module computes on NumPy arrays; tests put another one here
 
 
+def host() -> Backend:
+    """The backend of NumPy arrays."""
+    return _recording.backend or _host(_host_name)
+
+
+class _Recording(threading.local):
+    backend: Backend | None = None  # in the place of the host's, while a Tape is recorded in this thread
+
+
+_recording = _Recording()
+
+
 def of(array: object, op: str, name: str) -> Backend:
     """The backend of an array, or a TypeError that says what was given instead of one."""
     array = adopt(array)
     if isinstance(array, np.ndarray):
-        return _host(_host_name)
+        return host()
     if hasattr(array, "__cuda_array_interface__"):
         return _cuda()
     raise TypeError(f"{op}: {name} must be a NumPy or CuPy array, got {type(array).__name__}")
@@ -149,6 +163,94 @@ class Graph:
     def launch(self) -> None:
         """On CuPy's current stream, which also orders it among all other work there."""
         self._graph.launch()
+
+
+class NotRecordable(Exception):
+    """The work computes with more than kernels."""
+
+
+class Tape:
+    """The kernels that a function calls on NumPy arrays, recorded; each launch calls them again, on the same memory.
+
+    They run while they are recorded. Work that is not a kernel's would not be repeated, so all that a kernel reads or writes
+    must be `known`, or memory that ops allocated since: other arrays raise NotRecordable. What NumPy writes into memory that is
+    known goes unnoticed: of that the caller must be sure. Memory begins at multiples of 64 bytes, where vectors load fastest.
+    """
+
+    MOST = 2**26  # bytes allocated; where there are more, kernels take so long that nothing is gained
+
+    def __init__(self, work: Callable[[], None], known: Iterable[Any]) -> None:
+        self._memory = {id(root): root for root in map(_root, known)}
+        self._calls: list[partial[Any]] = []
+        self._bytes = 0
+        real = _host(_host_name)
+        _recording.backend = real._replace(
+            native=_Native(real.native, self._call), xp=_Memory(real.xp, self._know)
+        )
+        try:
+            work()
+        finally:
+            _recording.backend = None
+
+    def memory(self) -> Iterable[Any]:
+        """All arrays that are known now."""
+        return self._memory.values()
+
+    def launch(self) -> None:
+        for call in self._calls:
+            call()
+
+    def _know(self, array: Any) -> None:
+        self._bytes += array.nbytes
+        if self._bytes > self.MOST:
+            raise NotRecordable(f"more than {self.MOST} bytes would be kept")
+        self._memory[id(array)] = array
+
+    def _call(self, kernel: Callable[..., Any], *arguments: Any) -> None:
+        for argument in arguments:
+            if isinstance(argument, (list, tuple)) or (
+                isinstance(argument, np.ndarray) and id(_root(argument)) not in self._memory
+            ):
+                raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
+        call = partial(kernel, *arguments)
+        call()
+        self._calls.append(call)
+
+
+def _root(array: Any) -> Any:
+    """The array whose memory this one is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+class _Native:
+    """A native module whose kernels are called through `call`; its shapes and sizes are what they are."""
+
+    def __init__(self, native: Any, call: Callable[..., None]) -> None:
+        self._native, self._call = native, call
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._native, name)
+        return found if isinstance(found, type) or name.endswith("_workspace") else partial(self._call, found)
+
+
+class _Memory:
+    """NumPy, with an `empty` whose memory is aligned and shown to `know`."""
+
+    def __init__(self, xp: Any, know: Callable[[Any], None]) -> None:
+        self._xp, self._know = xp, know
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._xp, name)
+
+    def empty(self, shape: Any, dtype: Any = float) -> Any:
+        dtype, shape = np.dtype(dtype), tuple(np.atleast_1d(np.asarray(shape, np.int64)).tolist())
+        size = math.prod(shape) * dtype.itemsize
+        memory = self._xp.empty(size + 63, np.uint8)
+        self._know(memory)
+        begin = -memory.ctypes.data % 64
+        return memory[begin : begin + size].view(dtype).reshape(shape)
 
 
 def cuda_description() -> str:

@@ -14,6 +14,7 @@ from . import _backend, _progress, _random, _saving, losses, metrics, optimizers
 from . import layers as layer_classes
 from ._checks import check_count, check_shape
 from ._config import deserialize, serialize
+from ._replay import Replays
 from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
@@ -64,6 +65,7 @@ class Sequential:
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
         self._fused: tuple[list[Layer], list[Block]] = ([], [])  # layers, and what they became
+        self._replays = Replays()
         for layer in layers or ():
             self.add(layer)
 
@@ -257,9 +259,16 @@ class Sequential:
 
     def __call__(self, x: Any, training: bool = False) -> Array:
         """y for samples x (N, ...) of any real dtype, in one piece."""
-        x = self._cast(check_inputs(self, x))
-        drawn = self.draw(len(x), _random.next_seed(), _random.TRAINING) if training else []
-        return self.forward(x, training, self._there(drawn))[0]
+        x = check_inputs(self, x)
+        if not training:
+            return self._infer(x)
+        drawn = self.draw(len(x), _random.next_seed(), _random.TRAINING)
+        return self.forward(self._cast(x), training, self._there(drawn))[0]
+
+    def _infer(self, x: Array) -> Array:
+        x = self._cast(x)
+        with self._replays.lent(self, x) as replay:
+            return replay.forward(x)[0].copy() if replay else self.forward(x)[0]
 
     def _cast(self, x: Array) -> Array:
         cast: Array = self.xp.asarray(x, dtype=self.dtype)
@@ -276,10 +285,13 @@ class Sequential:
     ) -> None:
         """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum.
 
-        jit_compile: on a GPU, whether fit and evaluate record a step once as a CUDA graph and repeat that, to the same
-        bits in less time. "auto" where it can be; True raises ValueError there where it cannot, and says what is in the
-        way: a layer, loss, metric or optimizer whose supports_jit is False, or one that looks at results in Python.
-        What such a part does in Python besides array work is done once, not at each step. On the CPU it means nothing.
+        jit_compile: whether work that repeats is recorded once for each batch size, then played back, to the same bits in
+        less time; False keeps the memory that a recording holds. On a GPU fit and evaluate record a step as a CUDA graph.
+        "auto" where it can be; True raises ValueError there where it cannot, and says what is in the way: a layer,
+        loss, metric or optimizer whose supports_jit is False, or one that looks at results in Python. What such a part does
+        in Python besides array work is done once, not at each step. On the CPU forward and backward are recorded from the
+        first layer on behind which all are of this library and compute with its kernels alone, where they hold less
+        than 64 MB.
         """
         if jit_compile not in (True, False, "auto"):
             raise ValueError(f"jit_compile must be True, False or 'auto', got {jit_compile!r}")
@@ -394,21 +406,24 @@ class Sequential:
         """
         optimizer, loss, _ = self._parts()
         drawn = self._there(self.draw(len(x), self.seed, _random.TRAINING, optimizer.iterations))
-        y_pred, saved = self.forward(self._cast(x), True, drawn)
-        values, of_loss = loss.forward(y_pred, y, sample_weight)
-        sums = self._sums(values, y, y_pred)
-        if not math.isfinite(sums[0]):
-            optimizer.iterations += 1
-            return sums
-        for block, kept in zip(self.blocks, saved, strict=True):
-            block.update_state(kept)
-        _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
-        optimizer.apply(self.trainable_weights, grads)
+        x = self._cast(x)
+        with self._replays.lent(self, x, True, drawn) as replay:
+            y_pred, saved = replay.forward(x, drawn) if replay else self.forward(x, True, drawn)
+            values, of_loss = loss.forward(y_pred, y, sample_weight)
+            sums = self._sums(values, y, y_pred)
+            if not math.isfinite(sums[0]):
+                optimizer.iterations += 1
+                return sums
+            for block, kept in zip(self.blocks, saved, strict=True):
+                block.update_state(kept)
+            dy = loss.backward(of_loss)
+            grads = replay.backward(dy) if replay else self.backward(dy, saved, need_dx=False)[1]
+            optimizer.apply(self.trainable_weights, grads)
         return sums
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
         """Sums over a checked batch's samples of the loss and of each metric."""
-        y_pred, _ = self.forward(self._cast(x))
+        y_pred = self._infer(x)
         return self._sums(self.loss.forward(y_pred, y, sample_weight)[0], y, y_pred)
 
     def _sums(self, values: Array, y: Array, y_pred: Array) -> list[float]:
@@ -466,7 +481,7 @@ class Sequential:
         parts = []
         with _progress.Bar(-(-len(x) // size), level) as bar:
             for number, start in enumerate(range(0, len(x), size), start=1):
-                parts.append(self.forward(self._cast(x[start : start + size]))[0])
+                parts.append(self._infer(x[start : start + size]))
                 bar.step(number)
         y: Array = _backend.to_host(self.xp.concatenate(parts))
         return y

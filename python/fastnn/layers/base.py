@@ -43,6 +43,7 @@ class Layer(Configurable):
     random = False  # True: forward in training needs what `draw` gives
     supports_jit = True
     device = "cpu"  # the model's
+    changes = 0  # how often an attribute has been set
 
     def __init__(
         self, *, name: str | None = None, trainable: bool = True, input_shape: Sequence[int] | None = None
@@ -57,6 +58,10 @@ class Layer(Configurable):
         self.dtype = "float32"
         self._params: dict[str, Array] | None = None
         self._state: dict[str, Array] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        super().__setattr__("changes", self.changes + 1)
 
     # ------------------------------------------------------------------ for subclasses to define
 

@@ -1,0 +1,172 @@
+"""Forward and backward on the CPU, recorded for batches of one size, then played back: no Python between the kernels.
+
+At small batches the Python around a kernel takes as long as the kernel, and fresh memory for each result costs more than that.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from . import _backend, layers
+from ._typing import Array
+from .layers.base import Drawn, Layer
+from .layers.fusion import Block, ConvPool
+
+if TYPE_CHECKING:
+    from .models import Sequential
+
+# Blocks that do nothing with numbers but call ops, in forward and backward; of exactly these classes, because a subclass may
+# compute something else. The others do in inference, too.
+_OPS_ALONE: frozenset[type] = frozenset(
+    {
+        ConvPool,
+        layers.Activation,
+        layers.AveragePooling2D,
+        layers.BatchNormalization,
+        layers.Conv2D,
+        layers.Dense,
+        layers.Flatten,
+        layers.GlobalAveragePooling2D,
+        layers.MaxPooling2D,
+        layers.ReLU,
+    }
+)
+_IN_INFERENCE = _OPS_ALONE | {layers.Dropout, layers.RandomFlip, layers.RandomTranslation}
+
+
+class Replay:
+    """A model's forward, and in training its backward, for batches of one size.
+
+    The blocks up to the last that is not ops alone, such as Rescaling, run as ever; none of them may be trained. Results lie
+    in memory that the next call writes.
+    """
+
+    def __init__(self, model: Sequential, x: Array, training: bool, drawn: Sequence[Drawn]) -> None:
+        kinds = _OPS_ALONE if training else _IN_INFERENCE
+        self._training, self._blocks = training, model.blocks
+        others = [i for i, block in enumerate(self._blocks) if type(block) not in kinds]
+        first = others[-1] + 1 if others else 0
+        self._before, self._recorded = self._blocks[:first], self._blocks[first:]
+        if not self._recorded or (training and any(b.trainable and b.params for b in self._before)):
+            raise _backend.NotRecordable("no block to record")
+        self._layers = [layer for block in self._recorded for layer in _layers(block)]
+        self._host, self._changes, self._weights = (
+            _backend.host(),
+            self._current_changes(),
+            self._current_weights(),
+        )
+        x, _ = self._run(x, drawn)
+        self._forward = _backend.Tape(lambda: self._record_forward(x), self._weights)
+        if training:
+            self._backward = _backend.Tape(lambda: self._record_backward(model), self._forward.memory())
+
+    def _record_forward(self, x: Array) -> None:
+        self._x = y = _backend.host().xp.empty(x.shape, x.dtype)
+        self._x[...] = x
+        self._saved = []
+        for block in self._recorded:
+            y, saved = block.forward(y, self._training)
+            self._saved.append(saved)
+        self._y = y
+
+    def _record_backward(self, model: Sequential) -> None:
+        self._dy = _backend.host().xp.empty(self._y.shape, self._y.dtype)
+        self._dy[...] = 0
+        _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
+
+    def _run(self, x: Array, drawn: Sequence[Drawn]) -> tuple[Array, list[Any]]:
+        """What comes before the recorded blocks."""
+        saved = []
+        for i, block in enumerate(self._before):
+            x, kept = block.forward(x, self._training, drawn[i] if drawn else ())
+            saved.append(kept)
+        return x, saved
+
+    def _current_changes(self) -> list[int]:
+        return [layer.changes for layer in self._layers]
+
+    def _current_weights(self) -> list[Array]:
+        return [w for layer in self._layers for w in chain(layer.params.values(), layer.state.values())]
+
+    def fits(self, model: Sequential) -> bool:
+        """Whether all that was taken as given still is."""
+        return (
+            model.blocks is self._blocks
+            and _backend.host() == self._host
+            and self._current_changes() == self._changes
+            and all(map(operator.is_, self._current_weights(), self._weights))
+        )
+
+    def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
+        """As Sequential.forward."""
+        x, saved = self._run(x, drawn)
+        self._x[...] = x
+        self._forward.launch()
+        return self._y, saved + self._saved
+
+    def backward(self, dy: Array) -> list[Array]:
+        """Gradients of trainable_weights, for what forward was last called with."""
+        self._dy[...] = dy
+        self._backward.launch()
+        return self._gradients
+
+
+class Replays:
+    """A model's recordings, of the batch sizes it saw last; each is lent to one caller at a time."""
+
+    _SIZES = 4
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, bool], list[Replay]] = {}  # by size and training; the last used last
+        self._refused: dict[tuple[int, bool], list[Block]] = {}
+
+    @contextmanager
+    def lent(
+        self, model: Sequential, x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
+    ) -> Iterator[Replay | None]:
+        """One for batches like x, of the model's dtype; None where there can be none, or not yet: what comes but once is not
+        worth a recording.
+        """
+        key = len(x), training
+        replay = self._find(key, model, x, drawn)
+        try:
+            yield replay
+        finally:
+            if replay:
+                self._free.setdefault(key, []).append(replay)
+
+    def _find(
+        self, key: tuple[int, bool], model: Sequential, x: Array, drawn: Sequence[Drawn]
+    ) -> Replay | None:
+        if model.device != "cpu" or not model.jit_compile or self._refused.get(key) is model.blocks:
+            return None
+        free = self._free.pop(key, None)
+        if free is None:
+            for oldest in list(self._free)[: 1 - self._SIZES]:
+                self._free.pop(oldest, None)
+            self._free[key] = []
+            return None
+        self._free[key] = free
+        with suppress(IndexError):  # none is left
+            while not (replay := free.pop()).fits(model):
+                pass
+            return replay
+        try:
+            return Replay(model, x, key[1], drawn)
+        except _backend.NotRecordable:
+            self._refused[key] = model.blocks
+            return None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Replays, ()  # a copy of a model records its own
+
+
+def _layers(block: Block) -> list[Layer]:
+    if isinstance(block, ConvPool):
+        return [block.conv, block.pool]
+    assert isinstance(block, Layer)
+    return [block]
