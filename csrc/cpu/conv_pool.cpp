@@ -51,14 +51,14 @@ Reach window_reach(int64_t window, int64_t stride, int64_t pad, int64_t extent, 
   return {std::max<int64_t>(start, 0), std::min(start + extent, size)};
 }
 
-// Those that windows [begin, end) read, ascending.
-std::vector<int64_t> coordinates(int64_t begin, int64_t end, int64_t stride, int64_t pad, int64_t extent, int64_t size) {
-  std::vector<int64_t> all;
+// Those that windows [begin, end) read, ascending; `all` has room. Gives their number.
+int64_t coordinates(int64_t begin, int64_t end, int64_t stride, int64_t pad, int64_t extent, int64_t size, int64_t* all) {
+  int64_t count = 0;
   for (int64_t i = begin; i < end; ++i) {
     const Reach r = window_reach(i, stride, pad, extent, size);
-    for (int64_t at = all.empty() ? r.begin : std::max(r.begin, all.back() + 1); at < r.end; ++at) all.push_back(at);
+    for (int64_t at = count ? std::max(r.begin, all[count - 1] + 1) : r.begin; at < r.end; ++at) all[count++] = at;
   }
-  return all;
+  return count;
 }
 
 // ---- Forward
@@ -85,39 +85,33 @@ struct Blocks {
   }
 };
 
-template <class V>
-struct Best {
-  V value, position;
+// A position of a window and where it lies from the window's first, in elements.
+struct Place {
+  int32_t position;
+  int64_t offset;
 };
 
-// Greater, or the first NaN; not once a NaN stands.
-template <class V>
-inline void take_greater(Best<V>& best, V v, V position) {
-  const V value = v <= best.value ? best.value : v;
-  position = v <= best.value ? best.position : position;
-  best.position = best.value == best.value ? position : best.position;
-  best.value = best.value == best.value ? value : best.value;
-}
-
-// The maximum of one window over the n channels of a panel: pixel (r, q) at first + r * row_step + q * kCols.
+// The maximum of one window over the n channels of a panel: the greatest of `count` places, or the first NaN.
 template <class T>
-void pool_window(const T* first, int64_t row_step, Reach rows, Reach cols, int64_t window_width, int64_t n, bool relu, T* y,
-                 uint8_t* argmax) {
+void pool_window(const T* first, const Place* places, int64_t count, int64_t n, bool relu, T* y, uint8_t* argmax) {
   using V = simd::V<T>;
-  typedef uint8_t Bytes __attribute__((vector_size(kWidth<T>)));
+  using I = simd::Integers<T>;
   for (int64_t c = 0; c < n; c += kWidth<T>) {
-    Best<V> best{simd::load(first + c), simd::broadcast(T(rows.begin * window_width + cols.begin))};
-    for (int64_t r = rows.begin; r < rows.end; ++r)
-      for (int64_t q = cols.begin; q < cols.end; ++q)
-        take_greater(best, simd::load(first + (r - rows.begin) * row_step + (q - cols.begin) * kCols<T> + c),
-                     simd::broadcast(T(r * window_width + q)));
-    if (relu) {
-      best.position = best.value > V{} ? best.position : simd::broadcast(T(kNoGradient));
-      best.value = simd::relu<T>(best.value);
+    V best = simd::load(first + places[0].offset + c);
+    I position = I{} + places[0].position;
+    for (const Place* place = places + 1; place != places + count; ++place) {
+      const V v = simd::load(first + place->offset + c);
+      const V value = v <= best ? best : v;
+      const I where = v <= best ? position : I{} + place->position;
+      position = best == best ? where : position;  // not once a NaN stands
+      best = best == best ? value : best;
     }
-    simd::store(y + c, best.value, n - c);
-    const Bytes bytes = __builtin_convertvector(best.position, Bytes);
-    std::memcpy(argmax + c, &bytes, size_t(std::min<int64_t>(n - c, kWidth<T>)));
+    if (relu) {
+      position = best > V{} ? position : I{} + kNoGradient;
+      best = simd::relu<T>(best);
+    }
+    simd::store(y + c, best, n - c);
+    simd::store_bytes<T>(argmax + c, position, n - c);
   }
 }
 
@@ -473,26 +467,27 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     const int64_t n = item / (blocks.down * blocks.across), down = item / blocks.across % blocks.down;
     const int64_t first_i = down * blocks.rows, end_i = std::min(first_i + blocks.rows, p.ho);
     const int64_t first_j = item % blocks.across * blocks.cols, end_j = std::min(first_j + blocks.cols, p.wo);
-    const std::vector<int64_t> rows = coordinates(first_i, end_i, p.sh, p.pad_top, p.kh, s.ho);
-    const std::vector<int64_t> cols = coordinates(first_j, end_j, p.sw, p.pad_left, p.kw, s.wo);
-    const int64_t row_step = int64_t(cols.size()) * kCols<T>;
+    constexpr int64_t kMost = std::max(kPixels, kMaxPositions);
+    int64_t rows[kMost], cols[kMost];
+    const int64_t height = coordinates(first_i, end_i, p.sh, p.pad_top, p.kh, s.ho, rows);
+    const int64_t width = coordinates(first_j, end_j, p.sw, p.pad_left, p.kw, s.wo, cols);
+    const int64_t row_step = width * kCols<T>;
 
     // Pixels class by class.
-    constexpr int64_t kMost = std::max(kPixels, kMaxPositions);
     alignas(64) T buffer[kMost * kCols<T>];
     const T* source[kMost];
     T* out[kMost];
     std::vector<int64_t> end(classes);
     int64_t count = 0;
     for (size_t c = 0; c < classes; ++c) {
-      for (size_t i = 0; i < rows.size(); ++i) {
+      for (int64_t i = 0; i < height; ++i) {
         const Point& row = g.rows[size_t(rows[i])];
         if (row.class_index != int(c / col_classes)) continue;
-        for (size_t j = 0; j < cols.size(); ++j) {
+        for (int64_t j = 0; j < width; ++j) {
           const Point& col = g.cols[size_t(cols[j])];
           if (col.class_index != int(c % col_classes)) continue;
           source[count] = x + g.x.at(n, row.source, col.source);
-          out[count++] = buffer + int64_t(i) * row_step + int64_t(j) * kCols<T>;
+          out[count++] = buffer + i * row_step + j * kCols<T>;
         }
       }
       end[c] = count;
@@ -510,19 +505,26 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
           run_tile<T, true>(m, t);
         });
       }
-      size_t slot_i = 0;
-      for (int64_t i = first_i; i < end_i; ++i) {
+      for (int64_t i = first_i, slot_i = 0; i < end_i; ++i) {
         const Reach reach_i = window_reach(i, p.sh, p.pad_top, p.kh, s.ho);
         while (rows[slot_i] < reach_i.begin) ++slot_i;
-        size_t slot_j = 0;
-        for (int64_t j = first_j; j < end_j; ++j) {
+        Reach listed{0, 0};  // columns of the windows that `places` are of
+        Place places[kMaxPositions];
+        int64_t place_count = 0;
+        for (int64_t j = first_j, slot_j = 0; j < end_j; ++j) {
           const Reach reach_j = window_reach(j, p.sw, p.pad_left, p.kw, s.wo);
           while (cols[slot_j] < reach_j.begin) ++slot_j;
           const int64_t top = i * p.sh - p.pad_top, left = j * p.sw - p.pad_left;
+          const Reach in_window{reach_j.begin - left, reach_j.end - left};
+          if (in_window.begin != listed.begin || in_window.end != listed.end) {
+            listed = in_window, place_count = 0;
+            for (int64_t r = reach_i.begin - top; r < reach_i.end - top; ++r)
+              for (int64_t q = listed.begin; q < listed.end; ++q)
+                places[place_count++] = {int32_t(r * p.kw + q),
+                                         (r - reach_i.begin + top) * row_step + (q - listed.begin) * kCols<T>};
+          }
           const int64_t at = ((n * p.ho + i) * p.wo + j) * s.k + panel * kCols<T>;
-          pool_window(buffer + int64_t(slot_i) * row_step + int64_t(slot_j) * kCols<T>, row_step,
-                      {reach_i.begin - top, reach_i.end - top}, {reach_j.begin - left, reach_j.end - left}, p.kw, t.n, relu,
-                      y + at, argmax + at);
+          pool_window(buffer + slot_i * row_step + slot_j * kCols<T>, places, place_count, t.n, relu, y + at, argmax + at);
         }
       }
     }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -47,7 +48,7 @@ constexpr int kSpins = 1000;
 
 class Pool {
  public:
-  explicit Pool(int threads) : threads_(threads) {}
+  explicit Pool(int threads) : threads_(threads), shares_(new Share[size_t(threads)]) {}
 
   int threads() const { return threads_; }
 
@@ -58,12 +59,16 @@ class Pool {
       return;
     }
     start_workers();
-    body_ = body, context_ = context, items_ = items, caller_cpu_ = this_cpu();
-    next_.store(0, std::memory_order_relaxed);
+    body_ = body, context_ = context;
+    caller_cpu_.store(this_cpu(), std::memory_order_relaxed);
+    for (int64_t i = 0; i < threads_; ++i) {
+      shares_[i].next.store(items * i / threads_, std::memory_order_relaxed);
+      shares_[i].end = items * (i + 1) / threads_;
+    }
     members_.fetch_sub(kClosed, std::memory_order_release);  // open: workers may join
     epoch_.fetch_add(1, std::memory_order_release);
     epoch_.notify_all();
-    take_items();
+    take_items(0);
     // Closed, so that a worker that wakes up late stays out: the caller waits for members only, never for a sleeper.
     members_.fetch_add(kClosed, std::memory_order_acq_rel);
     for (int spin = 0;; ++spin) {
@@ -93,49 +98,53 @@ class Pool {
     workers_ = new std::thread[threads_ - 1];
     for (; started_ < threads_ - 1; ++started_) {
       try {
-        workers_[started_] = std::thread([this] { work(); });
+        workers_[started_] = std::thread([this, index = started_ + 1] { work(index); });
       } catch (const std::system_error&) {
         break;  // the system gives no more threads: fewer do the same work, with the same bits
       }
     }
   }
 
-  void take_items() {
-    for (;;) {
-      const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-      if (item >= items_) return;
-      body_(context_, item);
+  // Its own share first, the same part of the work in every kernel: what a thread wrote it finds in its cache. Then what
+  // is left of the others'.
+  void take_items(int index) {
+    for (int i = 0; i < threads_; ++i) {
+      Share& share = shares_[size_t((index + i) % threads_)];
+      for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) body_(context_, item);
     }
   }
 
-  void work() {
+  void work(int index) {
     uint32_t seen = 0;
     for (;;) {
       for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen && spin < kSpins; ++spin) pause_cpu();
       epoch_.wait(seen, std::memory_order_acquire);
       seen = epoch_.load(std::memory_order_acquire);
       if (stopping_.load(std::memory_order_relaxed)) return;
-      if (!(members_.fetch_add(1, std::memory_order_acquire) & kClosed)) {
-        if (const int cpu = caller_cpu_; cpu >= 0 && cpu == this_cpu()) leave_cpu(cpu);
-        take_items();
-      }
+      // Even where the region is over: a worker that never gets its turn in time must move, too.
+      if (const int cpu = caller_cpu_.load(std::memory_order_relaxed); cpu >= 0 && cpu == this_cpu()) leave_cpu(cpu);
+      if (!(members_.fetch_add(1, std::memory_order_acquire) & kClosed)) take_items(index);
       if (members_.fetch_sub(1, std::memory_order_acq_rel) == kClosed + 1) members_.notify_all();
     }
   }
 
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   static constexpr int kClosed = 1 << 30;
   const int threads_;
-  std::mutex busy_;  // held by the caller whose items the workers take
+  const std::unique_ptr<Share[]> shares_;  // items that a thread takes first
+  std::mutex busy_;                        // held by the caller whose items the workers take
   std::thread* workers_ = nullptr;
   int started_ = 0;
   std::atomic<bool> stopping_{false};
   std::atomic<uint32_t> epoch_{0};     // counts regions; what workers sleep on
   std::atomic<int> members_{kClosed};  // workers inside the open region, plus kClosed while none is open
-  std::atomic<int64_t> next_{0};
   void (*body_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
-  int64_t items_ = 0;
-  int caller_cpu_ = -1;
+  std::atomic<int> caller_cpu_{-1};
 };
 
 int available_cpus() {

@@ -58,6 +58,10 @@ inline void store(T* p, V<T> v, int64_t n) {
     std::memcpy(p, &v, size_t(n) * sizeof(T));
 }
 
+// What comparing vectors of T gives: integers as wide as T.
+template <class T>
+using Integers = decltype(V<T>{} < V<T>{});
+
 template <class T>
 inline V<T> broadcast(T x) {
   return x - V<T>{};  // minus, because 0 + -0.0 would lose the sign
@@ -82,6 +86,25 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #else
   return a * b + c;
 #endif
+}
+
+// The first min(n, kWidth) of a vector of integers as bytes, which they must fit.
+template <class T>
+inline void store_bytes(uint8_t* p, Integers<T> v, int64_t n) {
+  typedef uint8_t Bytes __attribute__((vector_size(kWidth<T>)));
+  Bytes bytes;
+#if defined(__AVX512F__)
+  // With a mask because GCC 12 warns of its own header else.
+  const __m128i low =
+      sizeof(T) == 4 ? _mm512_maskz_cvtepi32_epi8(0xffff, __m512i(v)) : _mm512_maskz_cvtepi64_epi8(0xff, __m512i(v));
+  std::memcpy(&bytes, &low, sizeof bytes);
+#else
+  bytes = __builtin_convertvector(v, Bytes);
+#endif
+  if (n >= kWidth<T>)
+    std::memcpy(p, &bytes, sizeof bytes);
+  else
+    std::memcpy(p, &bytes, size_t(n));
 }
 
 // A bit for each of the first min(n, 64) bytes that equals `value`, the first byte's lowest.
@@ -127,7 +150,7 @@ class First {
   void store(double* p, V<double> v) const { _mm256_maskstore_pd(p, __m256i(mask_), v); }
 
  private:
-  decltype(V<T>{} < V<T>{}) mask_{};  // integers as wide as T
+  Integers<T> mask_{};
 #else
   explicit First(int64_t n) : n_(n) {}
   V<T> load(const T* p) const { return simd::load(p, n_); }

@@ -8,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from . import _backend, layers
@@ -54,11 +53,9 @@ class Replay:
         if not self._recorded or (training and any(b.trainable and b.params for b in self._before)):
             raise _backend.NotRecordable("no block to record")
         self._layers = [layer for block in self._recorded for layer in _layers(block)]
-        self._host, self._changes, self._weights = (
-            _backend.host(),
-            self._current_changes(),
-            self._current_weights(),
-        )
+        self._arrays = [arrays for layer in self._layers for arrays in (layer.params, layer.state)]
+        self._host = _backend.host()
+        self._changes, self._weights = self._current_changes(), self._current_weights()
         x, _ = self._run(x, drawn)
         self._forward = _backend.Tape(lambda: self._record_forward(x), self._weights)
         if training:
@@ -90,7 +87,7 @@ class Replay:
         return [layer.changes for layer in self._layers]
 
     def _current_weights(self) -> list[Array]:
-        return [w for layer in self._layers for w in chain(layer.params.values(), layer.state.values())]
+        return [w for arrays in self._arrays for w in arrays.values()]
 
     def fits(self, model: Sequential) -> bool:
         """Whether all that was taken as given still is."""
