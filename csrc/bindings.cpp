@@ -187,10 +187,10 @@ Dims y_dims(const Pool2dShape& s) {
 
 using Array = const py::handle&;
 
-// Lower precisions round float32 factors.
 void check_product(const Call& call, Precision precision) {
   if (precision == Precision::kFloat32) return;
-  if (call.itemsize() != 4) throw py::type_error("precisions 'tf32' and 'bfloat16' are of float32 arrays, got float64");
+  if (precision != Precision::kWinograd && call.itemsize() != 4)
+    throw py::type_error("precisions 'tf32' and 'bfloat16' are of float32 arrays, got float64");
   check_precision(precision);
 }
 

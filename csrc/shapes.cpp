@@ -87,7 +87,8 @@ Precision make_precision(const std::string& name) {
   if (name == "float32") return Precision::kFloat32;
   if (name == "tf32") return Precision::kTf32;
   if (name == "bfloat16") return Precision::kBfloat16;
-  throw std::invalid_argument("precision must be 'float32', 'tf32' or 'bfloat16', got '" + name + "'");
+  if (name == "winograd") return Precision::kWinograd;
+  throw std::invalid_argument("precision must be 'float32', 'tf32', 'bfloat16' or 'winograd', got '" + name + "'");
 }
 
 GemmShape make_gemm_shape(const Dims& a, const Dims& b, bool transpose_a, bool transpose_b, Precision precision) {

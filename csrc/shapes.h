@@ -22,11 +22,15 @@ struct Padding {
   int64_t top = 0, bottom = 0, left = 0, right = 0;
 };
 
-// How the products of GEMM and convolution are computed. The lower ones round the factors, float32 in memory, to 10 and 7
-// bits of mantissa, and add in float32; only a GPU has them.
-enum class Precision { kFloat32, kTf32, kBfloat16 };  // kFloat32: in the arrays' own type
+// How the products of GEMM and convolution are computed.
+enum class Precision {
+  kFloat32,   // in the arrays' own type, each product by itself
+  kTf32,      // factors, float32 in memory, rounded to 10 bits of mantissa, added in float32; a GPU's
+  kBfloat16,  // the same with 7 bits
+  kWinograd,  // in the arrays' own type; convolutions of 3 x 3 taps from fewer products of sums; the CPU's
+};
 
-Precision make_precision(const std::string& name);  // "float32", "tf32" or "bfloat16"
+Precision make_precision(const std::string& name);  // "float32", "tf32", "bfloat16" or "winograd"
 
 // y (M, N) = op(a) (M, K) * op(b) (K, N), op being the transpose where asked for. Row-major.
 struct GemmShape {

@@ -101,7 +101,7 @@ class Fuzzer:
     def out(self, shape, dtype):
         return None if self.chance(0.8) else self.array(shape, dtype)
 
-    def guess(self, kernel_shape, x_shape, window, stride, dilation, padding):
+    def guess(self, kernel_shape, x_shape, window, stride=1, dilation=1, padding="valid", precision=None):
         """The output's shape, when it is simple enough; else any."""
         try:
             probe = ops.conv2d if kernel_shape else ops.avg_pool2d
@@ -136,11 +136,22 @@ class Fuzzer:
         )
         ops.gemm_backward(self.array(y.shape, dtype), a, b, transpose_a=ta, transpose_b=tb)
 
-    def conv2d(self, dtype):
+    def convolution(self):
+        """Shapes of x and w, and options; one in ten is for Winograd's algorithm."""
+        if self.chance(0.1):
+            size = self.rng.integers([1, 14, 14, 16], [4, 20, 20, 40])
+            x_shape, k = tuple(map(int, size)), int(self.rng.integers(16, 70))
+            return x_shape, (3, 3, x_shape[3], k), {"padding": self.padding(), "precision": "winograd"}
         x_shape, k = self.shape(4), int(self.rng.integers(1, 40))
         channels = x_shape[3] if len(x_shape) == 4 else 1
-        w_shape = (*(int(d) for d in self.rng.integers(1, 4, 2)), channels, k)
         options = {"stride": self.pair(), "dilation": self.pair(), "padding": self.padding()}
+        if self.chance(0.05):
+            options["precision"] = self.pick(["winograd", "tf32", "", None])
+        return x_shape, (*(int(d) for d in self.rng.integers(1, 4, 2)), channels, k), options
+
+    def conv2d(self, dtype):
+        x_shape, w_shape, options = self.convolution()
+        k = w_shape[3]
         which = self.rng.integers(3)
         if which == 0:
             b = self.array((k,), dtype) if self.chance(0.5) else None
@@ -179,10 +190,8 @@ class Fuzzer:
                 ops.max_pool2d_backward(dy, argmax, self.wrong(x_shape), window, stride, padding)
 
     def conv_pool(self, dtype):
-        x_shape, k = self.shape(4), int(self.rng.integers(1, 40))
-        channels = x_shape[3] if len(x_shape) == 4 else 1
-        w_shape = (*(int(d) for d in self.rng.integers(1, 4, 2)), channels, k)
-        conv = {"stride": self.pair(), "dilation": self.pair(), "padding": self.padding()}
+        x_shape, w_shape, conv = self.convolution()
+        k = w_shape[3]
         window, pool_stride, pool_padding = self.pair(), self.pick([None, self.pair()]), self.padding()
         options = {**conv, "window": window, "pool_stride": pool_stride, "pool_padding": pool_padding}
         x, w = self.array(x_shape, dtype), self.array(w_shape, dtype)

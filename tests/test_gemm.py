@@ -132,7 +132,7 @@ def test_precisions_differ(backend, rng):
 def test_precisions_that_cannot_be_had(backend, rng):
     a = floats(rng, (4, 4))
     for precision in ("float16", ""):
-        with pytest.raises(ValueError, match="'float32', 'tf32' or 'bfloat16', got"):
+        with pytest.raises(ValueError, match="'float32', 'tf32', 'bfloat16' or 'winograd', got"):
             ops.gemm(a, a, precision=precision)
     for precision in ("tf32", "bfloat16"):
         with pytest.raises(TypeError, match="of float32 arrays, got float64"):

@@ -9,6 +9,7 @@
 // each; bound by arithmetic for K and C over some 16.
 #include "../ops.h"
 #include "conv.h"
+#include "winograd.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
@@ -18,8 +19,8 @@ constexpr int64_t kChunk = 8;  // row tiles of pixels per item at the most
 // One class of rows by one class of columns: pixels that share their taps.
 struct Block {
   const AxisClass *rows, *cols;
-  int64_t pixels;      // over the whole batch
-  int64_t first_item;  // where its chunks begin among the items
+  int64_t pixels;              // over the whole batch
+  int64_t first_item, chunks;  // its chunks, among the items
 };
 
 // out = relu?(bias + gather of source by b's taps): every pixel of a block is a row of the tile.
@@ -35,15 +36,17 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
   int64_t items = 0;
   for (int64_t k = 0; k < blocks; ++k) {
     const AxisClass &rows = plan.rows[k / plan.cols.size()], &cols = plan.cols[k % plan.cols.size()];
-    block[k] = {&rows, &cols, n * int64_t(rows.out.size() * cols.out.size()), items};
-    items += (block[k].pixels + chunk - 1) / chunk;
+    const int64_t pixels = n * int64_t(rows.out.size() * cols.out.size());
+    block[k] = {&rows, &cols, pixels, items, (pixels + chunk - 1) / chunk};
+    items += block[k].chunks;
   }
 
   parallel_for(items, [&](int64_t item) {
     const Block* at = &block.back();
     while (item < at->first_item) --at;
     const AxisClass &rows = *at->rows, &cols = *at->cols;
-    const int64_t begin = (item - at->first_item) * chunk, count = std::min(chunk, at->pixels - begin);
+    const int64_t index = item - at->first_item, begin = at->pixels * index / at->chunks;
+    const int64_t count = at->pixels * (index + 1) / at->chunks - begin;
 
     const T* source_pixel[kRows * kChunk];
     T* out_pixel[kRows * kChunk];
@@ -69,6 +72,21 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     }
   });
 }
+
+// Writes the 2 x 2 outputs of a Winograd tile, as far as they lie in the image.
+template <class T>
+struct StoreTile {
+  const Image& out;
+  bool relu;
+  T* y;
+  void operator()(const OutputTile& at, int64_t column, int64_t n, const simd::V<T>* outputs) const {
+    for (int64_t o = 0; o < 4; ++o) {
+      const int64_t i = at.i + o / 2, j = at.j + o % 2;
+      if (i >= out.h || j >= out.w) continue;
+      simd::store(y + out.at(at.n, i, j) + column, relu ? simd::relu<T>(outputs[o]) : outputs[o], n);
+    }
+  }
+};
 
 template <class T>
 Panels<T> backward_x_panels(const Conv2dShape& s) {
@@ -140,24 +158,39 @@ void accumulate_weights(const WeightItem<T>& g, int64_t r, int64_t panel, int64_
 
 template <class T>
 int64_t conv2d_forward_workspace(const Conv2dShape& s) {
+  if (winograd_fits(s, s.ho, s.wo)) return winograd_workspace<T>(s.c, s.k);
   return filter_panels<T>(s).workspace();
 }
 
 template <class T>
 void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream) {
+  const Image source{s.h, s.w, s.c}, out{s.ho, s.wo, s.k};
+  if (winograd_fits(s, s.ho, s.wo)) {
+    const FilterView<T> filter{w, 3 * s.c * s.k, s.c * s.k, s.k, 1};
+    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, filter, b}, workspace, StoreTile<T>{out, relu, y});
+    return;
+  }
   const Panels<T> panels = filter_panels<T>(s);
   pack_filter(s, panels, w, workspace);
-  gather_conv(s.n, plan_forward(s), s.kh, s.kw, Image{s.h, s.w, s.c}, Image{s.ho, s.wo, s.k}, x, w, panels, workspace, b,
-              relu, y);
+  gather_conv(s.n, plan_forward(s), s.kh, s.kw, source, out, x, w, panels, workspace, b, relu, y);
 }
 
 template <class T>
 int64_t conv2d_backward_x_workspace(const Conv2dShape& s) {
+  if (winograd_fits(s, s.h, s.w)) return winograd_workspace<T>(s.k, s.c);
   return backward_x_panels<T>(s).workspace();
 }
 
 template <class T>
 void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* workspace, Stream) {
+  const Image source{s.ho, s.wo, s.k}, out{s.h, s.w, s.c};
+  if (winograd_fits(s, s.h, s.w)) {  // a convolution of dy with the taps reversed
+    const int64_t tap = s.c * s.k;
+    const FilterView<T> filter{w + 8 * tap, -3 * tap, -tap, 1, s.k};
+    winograd_conv<T>({s.n, source, out, 2 - s.pad_top, 2 - s.pad_left, dy, filter, nullptr}, workspace,
+                     StoreTile<T>{out, false, dx});
+    return;
+  }
   const Panels<T> panels = backward_x_panels<T>(s);
   const int64_t taps = s.kh * s.kw;
   parallel_for(panels.count() * taps, [&](int64_t item) {
@@ -165,8 +198,7 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
     pack_panel(w + tap * s.c * s.k, s.k, s.c, s.k, true, panel * kCols<T>,
                panels.packed(workspace, panel) + (taps - 1 - tap) * s.k * kCols<T>);
   });
-  gather_conv<T>(s.n, plan_backward_x(s), s.kh, s.kw, Image{s.ho, s.wo, s.k}, Image{s.h, s.w, s.c}, dy, w, panels, workspace,
-                 nullptr, false, dx);
+  gather_conv<T>(s.n, plan_backward_x(s), s.kh, s.kw, source, out, dy, w, panels, workspace, nullptr, false, dx);
 }
 
 template <class T>

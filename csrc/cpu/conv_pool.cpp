@@ -18,6 +18,7 @@
 
 #include "../ops.h"
 #include "conv.h"
+#include "winograd.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
@@ -91,28 +92,49 @@ struct Place {
   int64_t offset;
 };
 
-// The maximum of one window over the n channels of a panel: the greatest of `count` places, or the first NaN.
+// The greatest value of a window and its position, or those of the first NaN, for a vector of channels.
+template <class T>
+class Winner {
+ public:
+  Winner(simd::V<T> v, int32_t position) : value_(v), position_(simd::Integers<T>{} + position) {}
+
+  void take(simd::V<T> v, int32_t position) {
+    const simd::V<T> value = v <= value_ ? value_ : v;
+    const simd::Integers<T> where = v <= value_ ? position_ : simd::Integers<T>{} + position;
+    position_ = value_ == value_ ? where : position_;  // not once a NaN stands
+    value_ = value_ == value_ ? value : value_;
+  }
+
+  void store(bool relu, T* y, uint8_t* argmax, int64_t n) {
+    if (relu) {
+      position_ = value_ > simd::V<T>{} ? position_ : simd::Integers<T>{} + kNoGradient;
+      value_ = simd::relu<T>(value_);
+    }
+    simd::store(y, value_, n);
+    simd::store_bytes<T>(argmax, position_, n);
+  }
+
+ private:
+  simd::V<T> value_;
+  simd::Integers<T> position_;
+};
+
+// One window over the n channels of a panel.
 template <class T>
 void pool_window(const T* first, const Place* places, int64_t count, int64_t n, bool relu, T* y, uint8_t* argmax) {
-  using V = simd::V<T>;
-  using I = simd::Integers<T>;
   for (int64_t c = 0; c < n; c += kWidth<T>) {
-    V best = simd::load(first + places[0].offset + c);
-    I position = I{} + places[0].position;
-    for (const Place* place = places + 1; place != places + count; ++place) {
-      const V v = simd::load(first + place->offset + c);
-      const V value = v <= best ? best : v;
-      const I where = v <= best ? position : I{} + place->position;
-      position = best == best ? where : position;  // not once a NaN stands
-      best = best == best ? value : best;
-    }
-    if (relu) {
-      position = best > V{} ? position : I{} + kNoGradient;
-      best = simd::relu<T>(best);
-    }
-    simd::store(y + c, best, n - c);
-    simd::store_bytes<T>(argmax + c, position, n - c);
+    Winner<T> winner(simd::load(first + places[0].offset + c), places[0].position);
+    for (const Place* place = places + 1; place != places + count; ++place)
+      winner.take(simd::load(first + place->offset + c), place->position);
+    winner.store(relu, y + c, argmax + c, n - c);
   }
+}
+
+// A window that is a Winograd tile.
+bool windows_are_tiles(const ConvPoolShape& s) {
+  const Pool2dShape& p = s.pool;
+  return winograd_fits(s.conv, 2 * p.ho, 2 * p.wo) && p.kh == 2 && p.kw == 2 && p.sh == 2 && p.sw == 2 && p.pad_top == 0 &&
+         p.pad_left == 0 && 2 * p.ho <= p.h && 2 * p.wo <= p.w;
 }
 
 // ---- Sums of weighted rows
@@ -444,6 +466,7 @@ class FilterGradient {
 
 template <class T>
 int64_t conv2d_max_pool2d_forward_workspace(const ConvPoolShape& s) {
+  if (windows_are_tiles(s)) return winograd_workspace<T>(s.conv.c, s.conv.k);
   return filter_panels<T>(s.conv).workspace();
 }
 
@@ -452,6 +475,18 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
                                uint8_t* argmax, T* workspace, Stream) {
   const Conv2dShape& s = shape.conv;
   const Pool2dShape& p = shape.pool;
+  if (windows_are_tiles(shape)) {
+    const FilterView<T> filter{w, 3 * s.c * s.k, s.c * s.k, s.k, 1};
+    const Image source{s.h, s.w, s.c}, out{2 * p.ho, 2 * p.wo, s.k};
+    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, filter, b}, workspace,
+                     [&](const OutputTile& at, int64_t column, int64_t n, const simd::V<T>* outputs) {
+                       const int64_t to = ((at.n * p.ho + at.i / 2) * p.wo + at.j / 2) * s.k + column;
+                       Winner<T> winner(outputs[0], 0);
+                       for (int32_t o = 1; o < 4; ++o) winner.take(outputs[o], o);
+                       winner.store(relu, y + to, argmax + to, n);
+                     });
+    return;
+  }
   const Panels<T> panels = filter_panels<T>(s);
   pack_filter(s, panels, w, workspace);
   const Geometry g(shape);

@@ -40,9 +40,9 @@ void gemm_tile(const GemmShape& s, const T* a, TileArgs<T>& t, int64_t i, int64_
 }  // namespace
 
 void check_precision(Precision precision) {
-  if (precision != Precision::kFloat32)
+  if (precision == Precision::kTf32 || precision == Precision::kBfloat16)
     throw std::invalid_argument(
-        "the CPU computes in the arrays' own type only, which is precision 'float32'; 'tf32' and "
+        "the CPU computes in the arrays' own type only, which is precision 'float32' or 'winograd'; 'tf32' and "
         "'bfloat16' need arrays on a GPU");
 }
 

@@ -88,6 +88,20 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
+// Whether a comparison holds anywhere.
+template <class T>
+inline bool any(Integers<T> v) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask(__m512i(v), __m512i(v)) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(__m256i(v), __m256i(v));
+#else
+  bool found = false;
+  for (int i = 0; i < kWidth<T>; ++i) found |= v[i] != 0;
+  return found;
+#endif
+}
+
 // The first min(n, kWidth) of a vector of integers as bytes, which they must fit.
 template <class T>
 inline void store_bytes(uint8_t* p, Integers<T> v, int64_t n) {

@@ -15,7 +15,9 @@ void run(const GemmShape& s, const T* a, const T* b, const Result<T>& result, T*
 
 }  // namespace
 
-void check_precision([[maybe_unused]] Precision precision) {
+void check_precision(Precision precision) {
+  if (precision == Precision::kWinograd)
+    throw std::invalid_argument("precision 'winograd' is the CPU's; on a GPU there are 'float32', 'tf32' and 'bfloat16'");
 #ifdef __CUDACC__
   int device = 0, major = 0;
   if (precision == Precision::kFloat32) return;

@@ -127,6 +127,16 @@ def check_device(device: str) -> None:
         raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
 
 
+_PRECISIONS = {"cpu": ("float32", "winograd"), "cuda": ("float32", "tf32", "bfloat16")}
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raise ValueError for a precision that products cannot have there; ops.gemm and ops.conv2d say what each is."""
+    if precision not in _PRECISIONS[device]:
+        known = ", ".join(map(repr, _PRECISIONS[device]))
+        raise ValueError(f"precision on device {device!r} must be one of {known}, got {precision!r}")
+
+
 def module(device: str) -> Any:
     """The array module of a device: NumPy for "cpu", CuPy for "cuda"."""
     check_device(device)

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_whole(0), metavar="N", help="of initial weights, order, augmentation; default: 0"
     )
     _add_device(sub)
+    _add_precision(sub)
     sub.add_argument("--out", metavar="DIR", help="the run's folder; default: runs/DATASET-seedN")
     sub.add_argument(
         "--resume",
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data(sub)
     sub.add_argument("--batch-size", type=_whole(1), default=32, metavar="N", help="default: 32")
     _add_device(sub)
+    _add_precision(sub)
 
     sub = command(_predict, "name what is on images")
     _add_model(sub)
@@ -101,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=_whole(1), default=3, metavar="N", help="how many classes to name; default: 3"
     )
     _add_device(sub)
+    _add_precision(sub)
 
     sub = command(_gradcheck, "verify the gradients of every op, layer and loss on this machine")
     _add_device(sub)
@@ -147,6 +150,14 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cpu")
     parser.add_argument(
         "--threads", type=_whole(1), metavar="N", help="of the CPU kernels; default: all processors"
+    )
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "winograd", "tf32", "bfloat16"],
+        help="of products: winograd (faster convolutions) on a CPU, tf32 and bfloat16 on a GPU; default: float32",
     )
 
 
@@ -206,6 +217,7 @@ def _train(options: argparse.Namespace) -> int:
         "augment",
         "seed",
         "device",
+        "precision",
         "out",
         "resume",
     )
@@ -218,7 +230,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     _use_threads(options)
     file, known = _model_file(options.model)
-    model = models.load_model(file, device=options.device or "cpu")
+    model = models.load_model(file, device=options.device or "cpu", precision=options.precision or "float32")
     dataset, path = options.dataset, options.data
     if dataset == "auto" and path is None and known:
         dataset, path = known["dataset"], known.get("data")
@@ -245,7 +257,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     _use_threads(options)
     file, known = _model_file(options.model)
-    model = models.load_model(file, device=options.device or "cpu")
+    model = models.load_model(file, device=options.device or "cpu", precision=options.precision or "float32")
     shape = model.input_shape[1:]
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise ValueError(f"{file} takes samples of shape {shape}, not images (height, width, 1 or 3)")

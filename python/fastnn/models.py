@@ -39,7 +39,8 @@ class Sequential:
 
     layers: what to `add`. dtype: "float32" or "float64", of weights and of all computation; input of any real
     dtype is cast to it batch by batch. device: "cpu", or "cuda": weights and all computation on the GPU, through
-    CuPy. The weights are made as soon as the input's shape is
+    CuPy. precision: of the products in dense and convolutional layers, as ops.gemm and ops.conv2d have it; like the device
+    it is not saved with the model. The weights are made as soon as the input's shape is
     known: by layers.Input, by the first layer's input_shape=, by build, or by the first call of fit.
     """
 
@@ -49,13 +50,16 @@ class Sequential:
         name: str | None = None,
         dtype: str = "float32",
         device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
         _backend.check_device(device)
+        _backend.check_precision(precision, device)
         self.name = "sequential" if name is None else name
         self.dtype = str(dtype)
         self.device = device
+        self.precision = precision
         self.seed = _random.next_seed()
         self.layers: list[Layer] = []
         self.stop_training = False
@@ -109,7 +113,7 @@ class Sequential:
         self._input_shape = shapes[0]
 
     def _build_layer(self, index: int, layer: Layer, input_shape: Shape) -> None:
-        layer.device = self.device
+        layer.device, layer.precision = self.device, self.precision
         layer.build(input_shape, self.dtype, _random.generator(self.seed, _random.INITIALIZATION, index))
 
     def _sample_output_shape(self) -> Shape:
@@ -499,10 +503,14 @@ class Sequential:
 
     @classmethod
     def from_config(
-        cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None, device: str = "cpu"
+        cls,
+        config: Mapping[str, Any],
+        custom_objects: Mapping[str, Any] | None = None,
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> Sequential:
         """A model that get_config described, with new weights."""
-        model = cls(name=config["name"], dtype=config["dtype"], device=device)
+        model = cls(name=config["name"], dtype=config["dtype"], device=device, precision=precision)
         known = {**_LAYERS, **(custom_objects or {})}
         for entry in config["layers"]:
             model.add(deserialize(entry, known, "layer"))
@@ -568,6 +576,7 @@ def load_model(
     custom_objects: Mapping[str, Any] | None = None,
     compile: bool = True,
     device: str = "cpu",
+    precision: str = "float32",
 ) -> Sequential:
     """The model that Sequential.save wrote, compiled as it was if compile is True, so that fit can go on.
 
@@ -577,7 +586,7 @@ def load_model(
     content, arrays = _saving.read(filepath, ("model",))
     custom = custom_objects or {}
     try:
-        model = Sequential.from_config(content["model"], custom, device)
+        model = Sequential.from_config(content["model"], custom, device, precision)
         model.seed = content["seed"]
         model._set_named_weights(arrays, filepath)
         if compile and content["compile"] is not None:

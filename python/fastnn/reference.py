@@ -109,9 +109,11 @@ _PRECISIONS = {"tf32": (13, False), "bfloat16": (16, True)}
 
 def _factors(precision: str, *arrays: Array) -> Any:
     """The arrays in float64, after rounding them to a lower precision where one is asked for."""
-    if precision == "float32":
+    if precision in ("float32", "winograd"):
         return _f64(*arrays)
-    _require(precision in _PRECISIONS, f"precision must be float32, tf32 or bfloat16, got {precision!r}")
+    _require(
+        precision in _PRECISIONS, f"precision must be float32, tf32, bfloat16 or winograd, got {precision!r}"
+    )
     cut, ties_to_even = _PRECISIONS[precision]
     rounded = []
     for array in arrays:

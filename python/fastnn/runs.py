@@ -57,6 +57,7 @@ class Settings:
     augment: bool
     seed: int
     device: str
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,13 @@ class Data:
 
 
 def tutorial_model(
-    classes: int = 10, *, flip: bool = False, shift: bool = False, dtype: str = "float32", device: str = "cpu"
+    classes: int = 10,
+    *,
+    flip: bool = False,
+    shift: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> models.Sequential:
     """The network of Keras's CNN tutorial, built and not compiled: images (N, 32, 32, 3), 0..255, to logits (N, classes).
 
@@ -101,6 +108,7 @@ def tutorial_model(
         ],
         dtype=dtype,
         device=device,
+        precision=precision,
     )
 
 
@@ -135,6 +143,7 @@ def train(
     augment: bool | None = None,
     seed: int | None = None,
     device: str | None = None,
+    precision: str | None = None,
     out: str | None = None,
     resume: bool = False,
 ) -> Path:
@@ -176,8 +185,10 @@ def train(
         augment=chosen("augment", augment, False),
         seed=chosen("seed", seed, 0),
         device=chosen("device", device, "cpu"),
+        precision=chosen("precision", precision, "float32"),
     )
     _backend.check_device(settings.device)
+    _backend.check_precision(settings.precision, settings.device)
     if stored is not None:
         _refuse_other_settings(folder, stored, settings)
         if (summary := read_json(folder / "summary.json")) is not None:
@@ -217,7 +228,13 @@ def _train(folder: Path, settings: Settings, images: Data) -> None:
     if settings.augment and not flip:
         print("augmentation: digits are shifted, but not mirrored: a mirrored digit is another sign, or none")
     set_seed(settings.seed)
-    model = tutorial_model(len(images.class_names), flip=flip, shift=settings.augment, device=settings.device)
+    model = tutorial_model(
+        len(images.class_names),
+        flip=flip,
+        shift=settings.augment,
+        device=settings.device,
+        precision=settings.precision,
+    )
     model.compile(
         optimizer=optimizers.Adam(learning_rate=settings.learning_rate),
         loss=losses.SparseCategoricalCrossentropy(from_logits=True),

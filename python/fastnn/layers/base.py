@@ -43,6 +43,7 @@ class Layer(Configurable):
     random = False  # True: forward in training needs what `draw` gives
     supports_jit = True
     device = "cpu"  # the model's
+    precision = "float32"  # of products; the model's
     changes = 0  # how often an attribute has been set
 
     def __init__(

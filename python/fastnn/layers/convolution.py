@@ -42,10 +42,15 @@ class Conv2D(Layer):
         self.use_bias = use_bias
         self.kernel_initializer = initializers.check(kernel_initializer, self.name)
         self.bias_initializer = initializers.check(bias_initializer, self.name)
-        self.window: dict[str, Any] = {  # as the ops take it
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the ops take besides arrays."""
+        return {
             "stride": self.strides,
             "dilation": self.dilation_rate,
             "padding": self.padding,
+            "precision": self.precision,
         }
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -68,7 +73,7 @@ class Conv2D(Layer):
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         relu = self.activation == "relu"
-        y = ops.conv2d(x, self.params["kernel"], self.params.get("bias"), relu=relu, **self.window)
+        y = ops.conv2d(x, self.params["kernel"], self.params.get("bias"), relu=relu, **self.options)
         if not relu:
             y = activations.apply(self.activation, y)
         return y, (x, y)
@@ -79,8 +84,8 @@ class Conv2D(Layer):
         dy = activations.apply_backward(self.activation, dy, y)
         grads: Grads = {}
         if self.trainable:
-            grads["kernel"] = ops.conv2d_backward_w(dy, x, w.shape, **self.window)
+            grads["kernel"] = ops.conv2d_backward_w(dy, x, w.shape, **self.options)
             if self.use_bias:
                 grads["bias"] = ops.bias_backward(dy)
-        dx = ops.conv2d_backward_x(dy, w, x.shape, **self.window) if need_dx else None
+        dx = ops.conv2d_backward_x(dy, w, x.shape, **self.options) if need_dx else None
         return dx, grads

@@ -52,7 +52,8 @@ class Dense(Layer):
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         rows = x.reshape(-1, x.shape[-1])
         relu = self.activation == "relu"
-        y = ops.gemm(rows, self.params["kernel"], bias=self.params.get("bias"), relu=relu)
+        bias, precision = self.params.get("bias"), self.precision
+        y = ops.gemm(rows, self.params["kernel"], bias=bias, relu=relu, precision=precision)
         if not relu:
             y = activations.apply(self.activation, y)
         return y.reshape(*x.shape[:-1], self.units), (x, y)
@@ -62,11 +63,14 @@ class Dense(Layer):
         dy = activations.apply_backward(self.activation, dy.reshape(y.shape), y)
         grads: Grads = {}
         if self.trainable:
-            grads["kernel"] = ops.gemm(x.reshape(-1, x.shape[-1]), dy, transpose_a=True)
+            rows = x.reshape(-1, x.shape[-1])
+            grads["kernel"] = ops.gemm(rows, dy, transpose_a=True, precision=self.precision)
             if self.use_bias:
                 grads["bias"] = ops.bias_backward(dy)
-        dx = ops.gemm(dy, self.params["kernel"], transpose_b=True).reshape(x.shape) if need_dx else None
-        return dx, grads
+        if not need_dx:
+            return None, grads
+        dx = ops.gemm(dy, self.params["kernel"], transpose_b=True, precision=self.precision)
+        return dx.reshape(x.shape), grads
 
 
 class Flatten(Layer):

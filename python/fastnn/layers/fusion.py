@@ -33,8 +33,8 @@ class ConvPool:
 
     def __init__(self, conv: Conv2D, pool: MaxPooling2D) -> None:
         self.conv, self.pool = conv, pool
-        self._windows: dict[str, Any] = {
-            **conv.window,
+        self._options: dict[str, Any] = {
+            **conv.options,
             "window": pool.pool_size,
             "pool_stride": pool.strides,
             "pool_padding": pool.padding,
@@ -50,7 +50,7 @@ class ConvPool:
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         params, relu = self.conv.params, self.conv.activation == "relu"
-        y, argmax = ops.conv2d_max_pool2d(x, params["kernel"], params.get("bias"), relu=relu, **self._windows)
+        y, argmax = ops.conv2d_max_pool2d(x, params["kernel"], params.get("bias"), relu=relu, **self._options)
         return y, (x, argmax)
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
@@ -58,11 +58,11 @@ class ConvPool:
         w = self.conv.params["kernel"]
         grads: Grads = {}
         if self.trainable:
-            dw, db = ops.conv2d_max_pool2d_backward_w(dy, argmax, x, w.shape, **self._windows)
+            dw, db = ops.conv2d_max_pool2d_backward_w(dy, argmax, x, w.shape, **self._options)
             grads = {"kernel": dw, "bias": db} if self.conv.use_bias else {"kernel": dw}
         if not need_dx:
             return None, grads
-        return ops.conv2d_max_pool2d_backward_x(dy, argmax, w, x.shape, **self._windows), grads
+        return ops.conv2d_max_pool2d_backward_x(dy, argmax, w, x.shape, **self._options), grads
 
     def update_state(self, saved: Any) -> None:
         pass
