@@ -20,6 +20,7 @@ from fastnn.bench.timing import FLUSH_BYTES, Prepared, Unsupported, event_clock,
 DEFAULT = {
     "cpu": [
         "fastnn",
+        "fastnn-winograd",
         "torch",
         "torch-fused",
         "torch-channels-last",
@@ -50,6 +51,7 @@ VARIANTS = {
     "fused": "torch.optim.Adam(fused=True)",
     "graph": "the step captured by hand into a CUDA graph and replayed; Adam is fused",
     "tuned": "glibc's malloc told to keep freed blocks of any size, instead of giving them back to the system",
+    "winograd": 'fastnn with precision="winograd"',
 }
 # glibc's mallopt(3). Without it PyTorch takes page faults for its activations at each step.
 TUNED = {
@@ -64,6 +66,7 @@ ONLY = {
     "compile": {"train_step", "inference"},
     "graph": {"train_step", "inference"},
     "tuned": {"train_step"},
+    "winograd": {"conv2d", "train_step", "inference"},
 }
 
 
@@ -81,8 +84,9 @@ def split(name: str) -> tuple[str, frozenset[str]]:
         rest = rest[len(found) + 1 :]
     if library not in LIBRARIES:
         raise ValueError(f"contender {name!r}: {library!r} is none of {', '.join(LIBRARIES)}")
-    if variants and library != "torch":
-        raise ValueError(f"contender {name!r}: only torch has variants")
+    for variant in variants:
+        if library != ("fastnn" if variant == "winograd" else "torch"):
+            raise ValueError(f"contender {name!r}: {library} has no variant {variant!r}")
     return library, frozenset(variants)
 
 
@@ -115,7 +119,7 @@ def library(name: str, device: str, threads: int):
     if kind == "fastnn":
         from fastnn.bench.own import Fastnn
 
-        return Fastnn(device, threads)
+        return Fastnn(device, threads, "winograd" if "winograd" in variants else "float32")
     return LIBRARIES[kind](variants, device, threads)
 
 

@@ -28,7 +28,7 @@ def draw(content, path) -> None:
         if not speeds:
             continue
         intensity = entry["flops"] / entry["bytes"]
-        others = [speed for name, speed in speeds.items() if name != "fastnn"]
+        others = [speed for name, speed in speeds.items() if not name.startswith("fastnn")]
         points.append((intensity, speeds.get("fastnn"), max(others, default=None)))
     roofs = [(bandwidths[-1], "memory"), (max(bandwidths, key=lambda pair: pair[1]), "caches")]
     low = (

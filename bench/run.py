@@ -49,7 +49,7 @@ class Remote:
     def __init__(self, name: str, python: str, device: str, threads: int, logs: Path) -> None:
         self.name, self.device, self.threads = name, device, threads
         env = {**os.environ}
-        if name != "fastnn":
+        if peers.split(name)[0] != "fastnn":
             env.pop("PYTHONPATH", None)  # another environment's packages
         for variable, value in peers.environment(name, threads).items():
             if value is None:

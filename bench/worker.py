@@ -24,7 +24,9 @@ def serve(folder: str, name: str, device: str, threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     answers = os.fdopen(os.dup(1), "w")  # libraries print to 1, and that must not get among the answers
     os.dup2(2, 1)
-    if name != "fastnn":  # the package without its __init__, so that nothing but fastnn.bench is loaded
+    if not name.startswith(
+        "fastnn"
+    ):  # the package without its __init__, so that nothing but fastnn.bench is loaded
         package = types.ModuleType("fastnn")
         package.__path__ = [folder]
         sys.modules["fastnn"] = package

@@ -17,10 +17,10 @@ from .timing import FLUSH_BYTES, Clock, Prepared, Unsupported, event_clock, step
 
 
 class Fastnn:
-    """The library under test. threads: of the CPU kernels, None for all processors."""
+    """The library under test. threads: of the CPU kernels, None for all processors. precision: where the case has none."""
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
-        self.device, self.xp = device, _backend.module(device)
+    def __init__(self, device: str = "cpu", threads: int | None = None, precision: str = "float32") -> None:
+        self.device, self.xp, self.precision = device, _backend.module(device), precision
         if threads is not None:
             _backend.set_num_threads(threads)
         self._flushed: Array | None = None
@@ -38,6 +38,7 @@ class Fastnn:
             **told,
             "kernels": _backend.instruction_set()[0],
             "threads": str(_backend.get_num_threads()),
+            "precision": self.precision,
             "inference": "model(x)",
             "training": "model.train_on_batch",
         }
@@ -87,7 +88,8 @@ class Fastnn:
 
     def conv2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
         x, w, b, dy = (i[name] for name in ("x", "w", "b", "dy"))
-        options = {"stride": case["u"], "padding": case["p"], "precision": case.precision}
+        precision = self.precision if case.precision == "float32" else case.precision
+        options = {"stride": case["u"], "padding": case["p"], "precision": precision}
         if which == "forward":
             return lambda: ops.conv2d(x, w, b, **options)
         if which == "backward_x":
@@ -153,7 +155,7 @@ class Fastnn:
 
     def _model(self, name: str, weights: list[Array]) -> models.Sequential:
         """A network of cases.NETWORKS, as the tutorial's program writes it; images come in 0..1."""
-        model = models.Sequential([layers.Input(cases.IMAGE)], device=self.device)
+        model = models.Sequential([layers.Input(cases.IMAGE)], device=self.device, precision=self.precision)
         shapes = cases.NETWORKS[name]
         for number, shape in enumerate(shapes):
             activation = "relu" if number < len(shapes) - 1 else None
