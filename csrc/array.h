@@ -4,8 +4,12 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <string>
+#include <string_view>
 
 #include "shapes.h"
 
@@ -20,6 +24,27 @@ enum class Memory { kHost, kDevice, kAny };
 #ifndef FASTNN_MEMORY
 #define FASTNN_MEMORY kHost
 #endif
+
+// Lengths of axes that lie elsewhere: of an array, or of what it is compared with for the length of a call.
+class Sizes {
+ public:
+  Sizes(std::initializer_list<int64_t> sizes) { begin_ = std::data(sizes), rank_ = sizes.size(); }
+  template <size_t N>
+  Sizes(const std::array<int64_t, N>& sizes) : begin_(sizes.data()), rank_(N) {}
+  Sizes(const Dims& sizes) : begin_(sizes.data()), rank_(sizes.size()) {}
+  Sizes(const int64_t* begin, size_t rank) : begin_(begin), rank_(rank) {}
+
+  size_t size() const { return rank_; }
+  int64_t operator[](size_t i) const { return begin_[i]; }
+  bool operator==(const Sizes& other) const {
+    return rank_ == other.rank_ && std::equal(begin_, begin_ + rank_, other.begin_);
+  }
+  friend std::string text(const Sizes& s) { return text(Dims(s.begin_, s.begin_ + s.rank_)); }
+
+ private:
+  const int64_t* begin_;
+  size_t rank_;
+};
 
 // A C-contiguous array of float32 ('f'), float64 ('d'), int32 ('i') or uint8 ('B'): of the host through the buffer protocol,
 // of a GPU through the CUDA Array Interface (https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html).
@@ -46,13 +71,13 @@ class ArrayView {
   char* data() const { return data_; }
   int64_t bytes() const { return size_ * itemsize_; }
   int64_t size() const { return size_; }
-  const Dims& shape() const { return shape_; }
+  Sizes shape() const { return shape_; }
   int64_t dim(int i) const { return shape_[size_t(i < 0 ? rank() + i : i)]; }
   int rank() const { return int(shape_.size()); }
 
   // 'f', 'd', 'i' or 'B'; anything else, byte-swapped arrays included, is a TypeError.
   char dtype() const {
-    if (!dtype_) fail<py::type_error>("has elements of an unsupported type (" + type_ + ")");
+    if (!dtype_) fail<py::type_error>("has elements of an unsupported type (" + type() + ")");
     return dtype_;
   }
 
@@ -81,14 +106,19 @@ class ArrayView {
     if (PyBuffer_IsContiguous(&view, 'C') == 0) fail<py::value_error>("is not C-contiguous");
     if (written() && view.readonly) fail<py::value_error>("is read-only");
     data_ = static_cast<char*>(view.buf);
-    shape_.assign(view.shape, view.shape + view.ndim);
+    static_assert(sizeof(Py_ssize_t) == sizeof(int64_t));
+    shape_ = Sizes(reinterpret_cast<const int64_t*>(view.shape), size_t(view.ndim));
     itemsize_ = view.itemsize;
     size_ = view.len / view.itemsize;
-    std::string format = view.format ? view.format : "B";
-    type_ = "buffer format '" + format + "'";
-    if (format.size() == 2 && (format[0] == '=' || format[0] == '@')) format.erase(0, 1);  // native in so many words
+    std::string_view format = view.format ? view.format : "B";
+    if (format.size() == 2 && (format[0] == '=' || format[0] == '@')) format.remove_prefix(1);  // native in so many words
     if (format == "f" || format == "d" || format == "B") dtype_ = format[0];
     if ((format == "i" || format == "l") && view.itemsize == 4) dtype_ = 'i';
+  }
+
+  std::string type() const {
+    if (!buffer_.held) return "'" + type_ + "'";
+    return std::string("buffer format '") + (buffer_.view.format ? buffer_.view.format : "B") + "'";
   }
 
   void read_interface(py::handle object) {
@@ -98,9 +128,9 @@ class ArrayView {
     if (written() && data.second) fail<py::value_error>("is read-only");
     data_ = reinterpret_cast<char*>(data.first);
     size_ = 1;
-    for (const py::handle n : interface["shape"]) shape_.push_back(n.cast<int64_t>()), size_ *= shape_.back();
-    const std::string type = interface["typestr"].cast<std::string>();
-    type_ = "'" + type + "'";
+    for (const py::handle n : interface["shape"]) sizes_.push_back(n.cast<int64_t>()), size_ *= sizes_.back();
+    shape_ = sizes_;
+    const std::string& type = type_ = interface["typestr"].cast<std::string>();
     itemsize_ = type == "<f8" ? 8 : type == "|u1" ? 1 : 4;
     dtype_ = type == "<f4" ? 'f' : type == "<f8" ? 'd' : type == "<i4" ? 'i' : type == "|u1" ? 'B' : char(0);
     if (interface.contains("strides") && !interface["strides"].is_none() && size_ > 0) {
@@ -117,9 +147,10 @@ class ArrayView {
   Buffer buffer_;  // one of the two keeps the memory
   py::object owner_;
   char* data_ = nullptr;
-  Dims shape_;
+  Dims sizes_;  // of a GPU's array; a buffer has its own
+  Sizes shape_{sizes_};
   int64_t itemsize_ = 1, size_ = 0;
-  std::string type_;
+  std::string type_;  // of a GPU's array
   char dtype_ = 0;
 };
 

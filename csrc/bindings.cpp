@@ -25,37 +25,37 @@ class Call {
  public:
   explicit Call(const char* op) : op_(op) {}
 
-  const ArrayView& in(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& in(const char* name, py::handle array, const Sizes& shape) {
     return checked(name, array, Access::kRead, &shape);
   }
-  const ArrayView& out(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& out(const char* name, py::handle array, const Sizes& shape) {
     return checked(name, array, Access::kWrite, &shape);
   }
   const ArrayView& in(const char* name, py::handle array) { return checked(name, array, Access::kRead, nullptr); }
   const ArrayView& out(const char* name, py::handle array) { return checked(name, array, Access::kWrite, nullptr); }
-  const ArrayView* maybe_in(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView* maybe_in(const char* name, py::handle array, const Sizes& shape) {
     return array.is_none() ? nullptr : &in(name, array, shape);
   }
 
-  const ArrayView* maybe_out(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView* maybe_out(const char* name, py::handle array, const Sizes& shape) {
     return array.is_none() ? nullptr : &out(name, array, shape);
   }
 
-  const ArrayView& in_int32(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& in_int32(const char* name, py::handle array, const Sizes& shape) {
     return integers('i', name, array, shape, Access::kRead);
   }
-  const ArrayView& out_int32(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& out_int32(const char* name, py::handle array, const Sizes& shape) {
     return integers('i', name, array, shape, Access::kWrite);
   }
-  const ArrayView& in_uint8(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& in_uint8(const char* name, py::handle array, const Sizes& shape) {
     return integers('B', name, array, shape, Access::kRead);
   }
-  const ArrayView& out_uint8(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& out_uint8(const char* name, py::handle array, const Sizes& shape) {
     return integers('B', name, array, shape, Access::kWrite);
   }
 
   // Always float64, apart from the type that decides the kernel's.
-  const ArrayView& in_float64(const char* name, py::handle array, const Dims& shape) {
+  const ArrayView& in_float64(const char* name, py::handle array, const Sizes& shape) {
     const ArrayView& v = view(name, array, Access::kRead, &shape);
     if (v.dtype() != 'd')
       throw py::type_error(std::string(op_) + ": " + name + " must be float64, got " + type_name(v.dtype()));
@@ -80,14 +80,14 @@ class Call {
   }
 
  private:
-  const ArrayView& view(const char* name, py::handle array, Access access, const Dims* shape) {
+  const ArrayView& view(const char* name, py::handle array, Access access, const Sizes* shape) {
     const ArrayView& v = views_.emplace_back(op_, name, array, access);
-    if (shape && v.shape() != *shape)
+    if (shape && !(v.shape() == *shape))
       fail(std::string(name) + " must have shape " + text(*shape) + ", got " + text(v.shape()));
     return v;
   }
 
-  const ArrayView& checked(const char* name, py::handle array, Access access, const Dims* shape) {
+  const ArrayView& checked(const char* name, py::handle array, Access access, const Sizes* shape) {
     const ArrayView& v = view(name, array, access, shape);
     const char dtype = v.dtype();
     if (dtype == 'i' || dtype == 'B')
@@ -99,7 +99,7 @@ class Call {
     return v;
   }
 
-  const ArrayView& integers(char dtype, const char* name, py::handle array, const Dims& shape, Access access) {
+  const ArrayView& integers(char dtype, const char* name, py::handle array, const Sizes& shape, Access access) {
     const ArrayView& v = view(name, array, access, &shape);
     if (v.dtype() != dtype)
       throw py::type_error(std::string(op_) + ": " + name + " must be " + type_name(dtype) + ", got " +
@@ -154,8 +154,8 @@ Matrix as_matrix(const Call& call, const ArrayView& v) {
 
 // As (batch, everything else).
 Matrix as_batch(const Call& call, const ArrayView& v) {
-  const Dims shape = v.shape();
-  if (shape.empty() || (v.size() == 0 && shape[0] != 0))
+  const Sizes shape = v.shape();
+  if (shape.size() == 0 || (v.size() == 0 && shape[0] != 0))
     call.fail(std::string(v.name()) + " has nothing to average: shape " + text(shape));
   int64_t cols = 1;
   for (size_t i = 1; i < shape.size(); ++i) cols *= shape[i];
@@ -169,19 +169,21 @@ void check_labels(const Call& call, const Matrix& m, const ArrayView& labels, ui
               std::to_string(m.cols) + ")");
 }
 
-Dims x_dims(const Conv2dShape& s) {
+using Dims4 = std::array<int64_t, 4>;
+
+Dims4 x_dims(const Conv2dShape& s) {
   return {s.n, s.h, s.w, s.c};
 }
-Dims w_dims(const Conv2dShape& s) {
+Dims4 w_dims(const Conv2dShape& s) {
   return {s.kh, s.kw, s.c, s.k};
 }
-Dims y_dims(const Conv2dShape& s) {
+Dims4 y_dims(const Conv2dShape& s) {
   return {s.n, s.ho, s.wo, s.k};
 }
-Dims x_dims(const Pool2dShape& s) {
+Dims4 x_dims(const Pool2dShape& s) {
   return {s.n, s.h, s.w, s.c};
 }
-Dims y_dims(const Pool2dShape& s) {
+Dims4 y_dims(const Pool2dShape& s) {
   return {s.n, s.ho, s.wo, s.c};
 }
 
@@ -201,8 +203,8 @@ void bind_gemm(py::module_& m) {
   m.def("gemm", [](const GemmShape& s, Array a, Array b, Array c, Array bias, double alpha, double beta, bool relu, Array y,
                    Array scratch, uintptr_t stream) {
     Call call("gemm");
-    const auto& va = call.in("a", a, s.transpose_a ? Dims{s.k, s.m} : Dims{s.m, s.k});
-    const auto& vb = call.in("b", b, s.transpose_b ? Dims{s.n, s.k} : Dims{s.k, s.n});
+    const auto& va = call.in("a", a, s.transpose_a ? Pair{s.k, s.m} : Pair{s.m, s.k});
+    const auto& vb = call.in("b", b, s.transpose_b ? Pair{s.n, s.k} : Pair{s.k, s.n});
     const auto* vc = call.maybe_in("c", c, {s.m, s.n});
     const auto* v_bias = call.maybe_in("bias", bias, {s.n});
     const auto& vy = call.out("out", y, {s.m, s.n});
