@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 
 #include "simd.h"
@@ -40,6 +41,8 @@ struct TileArgs {
   const T* bias = nullptr;      // n values, or null
   T alpha = 1, beta = 0;
   bool relu = false;
+  const T* start = nullptr;  // sums to go on from, M rows of kCols; null: zeros
+  T* stop = nullptr;         // where to leave the sums for another call to go on from; null: they are whole, write y
 };
 
 constexpr int kRows = simd::kRegisters == 32 ? 12 : 6;
@@ -47,32 +50,50 @@ template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
 static_assert(2 * kRows + 3 <= simd::kRegisters, "accumulators, one row of b and one element of a stay in registers");
 
-template <class T, int M, bool Gathered>
+// Wide: all kCols columns. Otherwise only the first vector's, for panels with no more.
+template <class T, int M, bool Gathered, bool Wide>
 void tile(const TileArgs<T>& t) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   V sum0[M], sum1[M];
 #pragma GCC unroll 12
   for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
+  if (t.start) {
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+      sum0[i] = simd::load(t.start + i * kCols<T>);
+      if (Wide) sum1[i] = simd::load(t.start + i * kCols<T> + W);
+    }
+  }
 
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
-    const T* a[M];
+    const T* a[M];  // where gathered, the run's end, up to which k counts: one register less than with a limit of its own
+    const int64_t offset = run->a + (Gathered ? run->length : 0);
 #pragma GCC unroll 12
-    for (int i = 0; i < M; ++i) a[i] = (Gathered ? t.rows[i] : t.rows[0]) + run->a;
+    for (int i = 0; i < M; ++i) a[i] = (Gathered ? t.rows[i] : t.rows[0]) + offset;
     const T* b = t.b + run->b * t.ldb;
-    const int64_t step = Gathered ? 1 : t.step;
-    for (int64_t k = 0; k < run->length; ++k, b += t.ldb) {
-      const V b0 = simd::load(b), b1 = simd::load(b + W);
+    const int64_t step = t.step, ldb = t.ldb;
+    for (int64_t k = Gathered ? -run->length : 0; k != (Gathered ? 0 : run->length); ++k, b += ldb) {
+      const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 12
       for (int i = 0; i < M; ++i) {
         const V x = simd::broadcast(Gathered ? a[i][k] : a[0][k * step + i]);
         sum0[i] = simd::multiply_add(x, b0, sum0[i]);
-        sum1[i] = simd::multiply_add(x, b1, sum1[i]);
+        if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
       }
     }
   }
 
-  const int64_t n1 = std::max<int64_t>(t.n - W, 0);
+  if (t.stop) {
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+      simd::store(t.stop + i * kCols<T>, sum0[i]);
+      if (Wide) simd::store(t.stop + i * kCols<T> + W, sum1[i]);
+    }
+    return;
+  }
+
+  const int64_t n1 = Wide ? t.n - W : 0;
   const V bias0 = t.bias ? simd::load(t.bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : V{};
 #pragma GCC unroll 12
   for (int i = 0; i < M; ++i) {
@@ -88,16 +109,17 @@ void tile(const TileArgs<T>& t) {
   }
 }
 
-template <class T, bool Gathered, int... M>
+template <class T, bool Gathered, bool Wide, int... M>
 constexpr auto tile_table(std::integer_sequence<int, M...>) {
-  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, Gathered>...};
+  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, Gathered, Wide>...};
 }
 
 // The tile for m rows, 1 <= m <= kRows.
 template <class T, bool Gathered>
 inline void run_tile(int64_t m, const TileArgs<T>& t) {
-  static constexpr auto table = tile_table<T, Gathered>(std::make_integer_sequence<int, kRows>{});
-  table.data()[m - 1](t);
+  static constexpr auto wide = tile_table<T, Gathered, true>(std::make_integer_sequence<int, kRows>{});
+  static constexpr auto narrow = tile_table<T, Gathered, false>(std::make_integer_sequence<int, kRows>{});
+  (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);
 }
 
 // Cuts `rows` into tiles of nearly the same height, so that no thin tile is left over: f(first, height).
@@ -122,16 +144,56 @@ inline int64_t panel_count(int64_t n, int64_t cols) {
   return (n + cols - 1) / cols;
 }
 
+// The elements of two vectors in turn: those of their first halves, those of their second halves.
+template <class V, int... I>
+inline std::pair<V, V> interleave(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int W = sizeof...(I);
+  return {__builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...),
+          __builtin_shufflevector(a, b, (I / 2 + I % 2 * W + W / 2)...)};
+}
+
+// W vectors, ld apart, become the columns of a W x W block of a panel. Each round rotates the bits of an element's place,
+// row and column together, by one: after log2(W) of them the two have changed places.
+template <class T>
+inline void pack_transposed(const T* b, int64_t ld, T* packed) {
+  constexpr int W = simd::kWidth<T>;
+  simd::V<T> v[W], next[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) v[i] = simd::load(b + i * ld);
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; ++i)
+      std::tie(next[2 * i], next[2 * i + 1]) = interleave(v[i], v[i + W / 2], std::make_integer_sequence<int, W>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) v[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) simd::store(packed + i * kCols<T>, v[i]);
+}
+
 // Packs columns [j, j + kCols) of b (rows x n, or its transpose: element (k, j) at b[j * ld + k]).
 template <class T>
 void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed, int64_t j, T* packed) {
+  constexpr int W = simd::kWidth<T>;
   const int64_t cols = std::min<int64_t>(kCols<T>, n - j);
-  for (int64_t k = 0; k < rows; ++k, packed += kCols<T>) {
-    if (transposed)
-      for (int64_t i = 0; i < cols; ++i) packed[i] = b[(j + i) * ld + k];
-    else
-      std::memcpy(packed, b + k * ld + j, size_t(cols) * sizeof(T));
-    for (int64_t i = cols; i < kCols<T>; ++i) packed[i] = 0;
+  if (transposed) {
+    for (int64_t first = 0; first < kCols<T>; first += W)
+      for (int64_t k = 0; k < rows; k += W) {
+        T* to = packed + k * kCols<T> + first;
+        if (k + W <= rows && first + W <= cols)
+          pack_transposed(b + (j + first) * ld + k, ld, to);
+        else
+          for (int64_t r = 0; r < std::min<int64_t>(W, rows - k); ++r)
+            for (int64_t i = 0; i < W; ++i) to[r * kCols<T> + i] = first + i < cols ? b[(j + first + i) * ld + k + r] : T(0);
+      }
+    return;
+  }
+  const simd::First<T> low(std::min<int64_t>(cols, W)), high(std::max<int64_t>(cols - W, 1));
+  b += j;
+  for (int64_t k = 0; k < rows; ++k, b += ld, packed += kCols<T>) {
+    simd::store(packed, low.load(b));
+    simd::store(packed + W, cols > W ? high.load(b + W) : simd::V<T>{});
   }
 }
 
