@@ -92,6 +92,48 @@ def test_gemm_in_blocks(backend, rng, m, n, k, transposes):
         )
 
 
+# What a CPU adds up in blocks of k, and rows of a 4 KiB apart, which it copies first: 1024 floats or 512 doubles
+DEEP = [
+    (5, 3, 2047),
+    (5, 3, 2048),
+    (13, 17, 2049),
+    (100, 40, 3073),
+    (12, 256, 1024),
+    (97, 257, 512),
+    (1024, 257, 13),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposes", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("m", "n", "k"), DEEP)
+def test_gemm_of_long_sums_and_page_long_rows(on_host, rng, m, n, k, transposes, dtype):
+    transpose_a, transpose_b = transposes
+    a, b = operands(integers, rng, m, n, k, dtype, transpose_a, transpose_b)
+    c, bias = integers(rng, (m, n), dtype), integers(rng, n, dtype)
+    options = {"transpose_a": transpose_a, "transpose_b": transpose_b, "alpha": 2.0, "bias": bias}
+    with on_host("cpu"):
+        for beta, relu in [(0.0, False), (-3.0, True)]:
+            assert_identical(
+                ops.gemm(a, b, c, beta=beta, relu=relu, **options),
+                reference.gemm(a, b, c, beta=beta, relu=relu, **options),
+            )
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize(("m", "k"), [(30, 1024), (1024, 30), (30, 3000)])
+def test_blocks_and_copies_change_no_bits(on_host, rng, m, k, transpose_a):
+    """A sum is one chain in the order of k: the same bits where a few columns are asked for, or a few rows."""
+    a, b = floats(rng, (m, k)), floats(rng, (k, 300))
+    with on_host("cpu"):
+        whole = ops.gemm(a.T if transpose_a else a, b, transpose_a=transpose_a)
+        part = ops.gemm(a[:7].T if transpose_a else a[:7], b[:, :9], transpose_a=transpose_a)
+        first = ops.gemm(a[:, :2000], b[:2000])
+        alone = ops.gemm(a[:, :2000], b[:2000, :1])
+    assert_same_bits(whole[:7, :9].copy(), part)
+    assert_same_bits(first[:, :1].copy(), alone)
+
+
 @given(
     m=st.integers(0, 140),
     n=st.integers(0, 70),
