@@ -14,7 +14,8 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-constexpr int64_t kChunk = 8;  // row tiles of pixels per item at the most
+constexpr int64_t kChunk = 8;                // row tiles of pixels per item at the most
+constexpr int64_t kPanelBytes = 256 * 1024;  // of b's panels that a tile passes by in turn
 
 // One class of rows by one class of columns: pixels that share their taps.
 struct Block {
@@ -41,6 +42,8 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     items += block[k].chunks;
   }
 
+  // As many panels at a time as stay in L2: a tile's pixels come from L1 for all but the first, and y is written in a row.
+  const int64_t group = std::max<int64_t>(kPanelBytes / (panels.rows * kCols<T> * int64_t(sizeof(T)) + 1), 1);
   parallel_for(items, [&](int64_t item) {
     const Block* at = &block.back();
     while (item < at->first_item) --at;
@@ -61,14 +64,17 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     std::vector<Run> runs(kh * kw);
     TileArgs<T> t{};
     t.runs = runs.data(), t.run_count = make_runs(rows, cols, source, kw, runs.data()), t.relu = relu;
-    for (int64_t panel = 0; panel < panels.count(); ++panel) {
-      panels.select(t, b, workspace, panel);
-      t.bias = bias ? bias + panel * kCols<T> : nullptr;
+    for (int64_t begin = 0; begin < panels.count(); begin += group) {
+      const int64_t end = std::min(begin + group, panels.count());
       for_tiles(count, [&](int64_t first, int64_t m) {
         t.rows = source_pixel + first, t.y = out_pixel + first;
-        run_tile<T, true>(m, t);
+        for (int64_t panel = begin; panel < end; ++panel) {
+          panels.select(t, b, workspace, panel);
+          t.bias = bias ? bias + panel * kCols<T> : nullptr;
+          run_tile<T, true>(m, t);
+          for (int64_t p = first; p < first + m; ++p) out_pixel[p] += kCols<T>;
+        }
       });
-      for (int64_t p = 0; p < count; ++p) out_pixel[p] += kCols<T>;
     }
   });
 }
