@@ -6,8 +6,7 @@ At small batches the Python around a kernel takes as long as the kernel, and fre
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _backend, layers
@@ -121,24 +120,13 @@ class Replays:
         self._free: dict[tuple[int, bool], list[Replay]] = {}  # by size and training; the last used last
         self._refused: dict[tuple[int, bool], list[Block]] = {}
 
-    @contextmanager
-    def lent(
+    def take(
         self, model: Sequential, x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
-    ) -> Iterator[Replay | None]:
-        """One for batches like x, of the model's dtype; None where there can be none, or not yet: what comes but once is not
-        worth a recording.
+    ) -> Replay | None:
+        """One for batches like x, of the model's dtype, to be given back; None where there can be none, or not yet: what comes
+        but once is not worth a recording.
         """
         key = len(x), training
-        replay = self._find(key, model, x, drawn)
-        try:
-            yield replay
-        finally:
-            if replay:
-                self._free.setdefault(key, []).append(replay)
-
-    def _find(
-        self, key: tuple[int, bool], model: Sequential, x: Array, drawn: Sequence[Drawn]
-    ) -> Replay | None:
         if model.device != "cpu" or not model.jit_compile or self._refused.get(key) is model.blocks:
             return None
         free = self._free.pop(key, None)
@@ -148,15 +136,21 @@ class Replays:
             self._free[key] = []
             return None
         self._free[key] = free
-        with suppress(IndexError):  # none is left
+        try:
             while not (replay := free.pop()).fits(model):
                 pass
             return replay
+        except IndexError:  # none is left
+            pass
         try:
-            return Replay(model, x, key[1], drawn)
+            return Replay(model, x, training, drawn)
         except _backend.NotRecordable:
             self._refused[key] = model.blocks
             return None
+
+    def give_back(self, replay: Replay | None, x: Array, training: bool = False) -> None:
+        if replay:
+            self._free.setdefault((len(x), training), []).append(replay)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return Replays, ()  # a copy of a model records its own

@@ -271,8 +271,11 @@ class Sequential:
 
     def _infer(self, x: Array) -> Array:
         x = self._cast(x)
-        with self._replays.lent(self, x) as replay:
+        replay = self._replays.take(self, x)
+        try:
             return replay.forward(x)[0].copy() if replay else self.forward(x)[0]
+        finally:
+            self._replays.give_back(replay, x)
 
     def _cast(self, x: Array) -> Array:
         cast: Array = self.xp.asarray(x, dtype=self.dtype)
@@ -411,7 +414,8 @@ class Sequential:
         optimizer, loss, _ = self._parts()
         drawn = self._there(self.draw(len(x), self.seed, _random.TRAINING, optimizer.iterations))
         x = self._cast(x)
-        with self._replays.lent(self, x, True, drawn) as replay:
+        replay = self._replays.take(self, x, True, drawn)
+        try:
             y_pred, saved = replay.forward(x, drawn) if replay else self.forward(x, True, drawn)
             values, of_loss = loss.forward(y_pred, y, sample_weight)
             sums = self._sums(values, y, y_pred)
@@ -423,6 +427,8 @@ class Sequential:
             dy = loss.backward(of_loss)
             grads = replay.backward(dy) if replay else self.backward(dy, saved, need_dx=False)[1]
             optimizer.apply(self.trainable_weights, grads)
+        finally:
+            self._replays.give_back(replay, x, True)
         return sums
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
