@@ -47,6 +47,14 @@ CASES = {
     "long-rows": ((1, 2, 500, 2), (1, 3, 3), {"window": (1, 2)}),
     "many-channels": ((1, 6, 6, 130), (3, 3, 70), {"window": 2, "padding": "same"}),
     "long-taps": ((1, 5, 9, 70), (2, 3, 20), {"window": 2}),
+    "photo": ((2, 19, 20, 3), (3, 3, 33), {"window": 2}),
+    "photo-dilated": ((2, 17, 18, 2), (3, 2, 9), {"window": 2, "dilation": (1, 2)}),
+    "photo-padded-pool": (
+        (3, 13, 11, 3),
+        (2, 3, 17),
+        {"window": 3, "pool_stride": 2, "pool_padding": "same"},
+    ),
+    "four-channels": ((2, 9, 12, 4), (2, 2, 8), {"window": (2, 3)}),
     "empty-batch": ((0, 5, 5, 3), (3, 3, 4), {"window": 2}),
 }
 cases = pytest.mark.parametrize("case", CASES)

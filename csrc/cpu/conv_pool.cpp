@@ -15,6 +15,7 @@
 // Order of the sums: over channels within a window, over windows within a unit (a run of windows of one image), over units
 // within a slice; all of them by the shape alone.
 #include <memory>
+#include <optional>
 
 #include "../ops.h"
 #include "conv.h"
@@ -262,6 +263,23 @@ struct Geometry {
     if (i < 0 || i >= pool.h || j < 0 || j >= pool.w) return {nullptr, nullptr};
     return {&rows[size_t(i)], &cols[size_t(j)]};
   }
+
+  // f(row, column) for each position of windows [begin, end), as `output` gives them, and once more after each window, with
+  // nulls: for what is no position.
+  template <class F>
+  void each_output(int64_t begin, int64_t end, F f) const {
+    int64_t i = begin / pool.wo, j = begin % pool.wo;
+    for (int64_t window = begin; window < end; ++window) {
+      const int64_t top = i * pool.sh - pool.pad_top, left = j * pool.sw - pool.pad_left;
+      for (int64_t r = top; r < top + pool.kh; ++r)
+        for (int64_t q = left; q < left + pool.kw; ++q) {
+          const bool inside = r >= 0 && r < pool.h && q >= 0 && q < pool.w;
+          f(inside ? &rows[size_t(r)] : nullptr, inside ? &cols[size_t(q)] : nullptr);
+        }
+      f(static_cast<const Point*>(nullptr), static_cast<const Point*>(nullptr));
+      if (++j == pool.wo) j = 0, ++i;
+    }
+  }
 };
 
 // ---- Gradient of the input: an item is a band of rows of one image's dx, so that batches of few images have enough of
@@ -355,6 +373,131 @@ struct Units {
   }
 };
 
+// Short patches, as an image of three channels has. Those of a few windows are copied side by side, a patch in whole
+// vectors; then the sums of several channels fit the registers, and winners are looked up as they come, without a list.
+template <class T>
+class ShortPatches {
+ public:
+  static bool fits(const Geometry& g) {
+    return g.plan.rows.size() * g.plan.cols.size() == 1 &&
+           g.rows[0].taps * g.cols[0].taps * g.conv.c <= kMaxVectors * kWidth<T>;
+  }
+
+  ShortPatches(const Geometry& g, int64_t channels)
+      : g_(g),
+        vectors_(panel_count(g.rows[0].taps * g.cols[0].taps * g.conv.c, kWidth<T>)),
+        windows_(std::clamp<int64_t>(128 / g.positions, 1, 32)),
+        places_(size_t(windows_ * (g.positions + 1))),
+        // A copy's last vector may reach beyond its patch.
+        memory_(new T[size_t((windows_ * g.positions + 1) * vectors_ * kWidth<T> + kWidth<T> + 2 * kAlign<T>)]),
+        sums_(new T[size_t(channels * vectors_ * kWidth<T>)]) {
+    std::fill_n(sums_.get(), channels * vectors_ * kWidth<T>, T(0));
+  }
+
+  // Adds windows [begin, end) of image n; dy and argmax are the first window's, at the first of `channels` channels.
+  void add(int64_t n, int64_t begin, int64_t end, int64_t channels, const T* x, const T* dy, const uint8_t* argmax) {
+    for (int64_t i = begin; i < end; i += windows_) {
+      const int64_t windows = std::min(end - i, windows_);
+      copy(n, i, i + windows, x);
+      const int64_t at = (i - begin) * g_.conv.k;
+      if (vectors_ == 1) add_channels<1>(windows, channels, dy + at, argmax + at);
+      if (vectors_ == 2) add_channels<2>(windows, channels, dy + at, argmax + at);
+      if (vectors_ == 3) add_channels<3>(windows, channels, dy + at, argmax + at);
+      if (vectors_ == 4) add_channels<4>(windows, channels, dy + at, argmax + at);
+    }
+  }
+
+  // Adds the sums to dw, laid out as Pieces say, at the first channel.
+  void finish(int64_t channels, T* dw) const {
+    for (int64_t k = 0; k < channels; ++k) {
+      const T* sum = sums_.get() + k * vectors_ * kWidth<T>;
+      for (int64_t r = 0; r < g_.rows[0].taps; ++r)
+        g_.pieces.each(g_.conv, g_.cols[0], [&](int64_t in_filter, int64_t, int64_t length) {
+          T* to = dw + (g_.rows[0].tap + r) * g_.pieces.row_step() + in_filter + k * g_.pieces.length;
+          for (int64_t i = 0; i < length; ++i) to[i] += *sum++;
+        });
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxVectors = 4;
+  static constexpr int kSums = simd::kRegisters == 32 ? 24 : 12, kMaxTogether = 8;
+
+  struct Place {
+    const T* patch;
+    simd::Element<T> keep;  // the bits of dy that count: all, or none where there is no patch
+  };
+
+  void copy(int64_t n, int64_t begin, int64_t end, const T* x) {
+    const int64_t size = vectors_ * kWidth<T>, row_step = g_.conv.dh * g_.x.w * g_.x.c, piece_step = g_.conv.dw * g_.x.c;
+    const int64_t pieces = g_.pieces.joined ? 1 : g_.cols[0].taps, length = g_.cols[0].taps * g_.x.c / pieces;
+    const int64_t whole = length / kWidth<T> * kWidth<T>;
+    const simd::First<T> last(std::max<int64_t>(length - whole, 1));
+    T* to = aligned(memory_.get());
+    const T* const zeros = to;
+    for (int64_t i = 0; i < size; ++i) *to++ = 0;
+    Place* place = places_.data();
+    g_.each_output(begin, end, [&](const Point* row, const Point* col) {
+      if (!row) {
+        *place++ = {zeros, 0};
+        return;
+      }
+      *place++ = {to, ~simd::Element<T>(0)};
+      const T* from = x + g_.x.at(n, row->source, col->source);
+      T* at = to;
+      for (int64_t r = 0; r < row->taps; ++r, from += row_step)
+        for (int64_t q = 0; q < pieces; ++q, at += length) {
+          for (int64_t i = 0; i < whole; i += kWidth<T>) simd::store(at + i, simd::load(from + q * piece_step + i));
+          if (whole < length) simd::store(at + whole, last.load(from + q * piece_step + whole));  // and zeros behind it
+        }
+      to += size;
+    });
+  }
+
+  template <int V>
+  void add_channels(int64_t windows, int64_t channels, const T* dy, const uint8_t* argmax) {
+    constexpr int kTogether = std::min(kSums / V, kMaxTogether);
+    int64_t channel = 0;
+    for (; channel + kTogether <= channels; channel += kTogether) add_block<V, kTogether>(windows, channel, dy, argmax);
+    for (; channel < channels; ++channel) add_block<V, 1>(windows, channel, dy, argmax);
+  }
+
+  // Channels [channel, channel + B).
+  template <int V, int B>
+  void add_block(int64_t windows, int64_t channel, const T* dy, const uint8_t* argmax) {
+    constexpr int W = kWidth<T>;
+    const int positions = int(g_.positions);
+    T* const sums = sums_.get() + channel * V * W;
+    simd::V<T> sum[B][V];
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[b][v] = simd::load(sums + (b * V + v) * W);
+    dy += channel, argmax += channel;
+    const Place* place = places_.data();
+    for (int64_t window = 0; window < windows; ++window, dy += g_.conv.k, argmax += g_.conv.k, place += positions + 1) {
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b) {
+        const Place& winner = place[std::min<int>(argmax[b], positions)];
+        const simd::V<T> weight = simd::broadcast_bits<T>(dy[b], winner.keep);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[b][v] = simd::multiply_add(weight, simd::load(winner.patch + v * W), sum[b][v]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) simd::store(sums + (b * V + v) * W, sum[b][v]);
+  }
+
+  const Geometry& g_;
+  const int64_t vectors_;      // of a patch
+  const int64_t windows_;      // at a time: their patches fit L1
+  std::vector<Place> places_;  // of each window its positions, and one for what is none
+  const std::unique_ptr<T[]> memory_, sums_;
+};
+
+// Patches of any length.
 template <class T>
 class FilterGradient {
  public:
@@ -397,15 +540,11 @@ class FilterGradient {
 
   void find_patches(int64_t n, int64_t begin, int64_t end, const T* x) {
     Patch* patch = patches_.data();
-    for (int64_t window = begin; window < end; ++window) {
-      for (int64_t position = 0; position < g_.positions; ++position) {
-        const auto [row, col] = g_.output(window, position);
-        *patch++ = row ? Patch{x + g_.x.at(n, row->source, col->source),
-                               int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index)}
-                       : Patch{nullptr, 0};
-      }
-      *patch++ = {nullptr, 0};
-    }
+    g_.each_output(begin, end, [&](const Point* row, const Point* col) {
+      *patch++ = row ? Patch{x + g_.x.at(n, row->source, col->source),
+                             int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index)}
+                     : Patch{nullptr, 0};
+    });
   }
 
   template <bool kClasses>
@@ -628,13 +767,22 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
       std::fill_n(partial + (row * s.k + first) * g.pieces.length, channels * g.pieces.length, T(0));
     double* __restrict sums = bias_sums + slice * s.k + first;
     std::fill_n(sums, channels, 0.0);
-    FilterGradient<T> gradient(g, units, first, channels);
+    std::optional<ShortPatches<T>> copied;
+    std::optional<FilterGradient<T>> listed;
+    if (ShortPatches<T>::fits(g))
+      copied.emplace(g, channels);
+    else
+      listed.emplace(g, units, first, channels);
     for (int64_t unit = units.count * slice / units.slices; unit < units.count * (slice + 1) / units.slices; ++unit) {
       const int64_t n = unit / units.per_image, part = unit % units.per_image;
       const int64_t begin = part * units.windows, end = std::min(begin + units.windows, g.windows);
-      gradient.add_unit(n, begin, end, x, dy, argmax, partial);
+      const int64_t unit_at = (n * g.windows + begin) * s.k + first;
+      if (copied)
+        copied->add(n, begin, end, channels, x, dy + unit_at, argmax + unit_at);
+      else
+        listed->add_unit(n, begin, end, x, dy, argmax, partial);
       const int positions = int(g.positions);
-      for (int64_t at = (n * g.windows + begin) * s.k + first; at < (n * g.windows + end) * s.k; at += s.k) {
+      for (int64_t at = unit_at; at < (n * g.windows + end) * s.k; at += s.k) {
         const T* __restrict from = dy + at;
         const uint8_t* __restrict where = argmax + at;
         for (int64_t k = 0; k < channels; ++k) {
@@ -643,6 +791,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
         }
       }
     }
+    if (copied) copied->finish(channels, partial + first * g.pieces.length);
   });
 
   // The slices in order, and back to (KH, KW, C, K).

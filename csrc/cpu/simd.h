@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -62,9 +63,21 @@ inline void store(T* p, V<T> v, int64_t n) {
 template <class T>
 using Integers = decltype(V<T>{} < V<T>{});
 
+// An integer as wide as T.
+template <class T>
+using Element = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
 template <class T>
 inline V<T> broadcast(T x) {
   return x - V<T>{};  // minus, because 0 + -0.0 would lose the sign
+}
+
+// Broadcasts the number that is left of x's bits.
+template <class T>
+inline V<T> broadcast_bits(T x, Element<T> keep) {
+  Element<T> bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return V<T>(Integers<T>{} + (bits & keep));
 }
 
 // a * b + c, with one rounding where the machine can. Never left to the compiler: -ffp-contract is off.
