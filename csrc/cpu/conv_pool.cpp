@@ -379,8 +379,9 @@ template <class T>
 class ShortPatches {
  public:
   static bool fits(const Geometry& g) {
-    return g.plan.rows.size() * g.plan.cols.size() == 1 &&
-           g.rows[0].taps * g.cols[0].taps * g.conv.c <= kMaxVectors * kWidth<T>;
+    if (g.plan.rows.size() * g.plan.cols.size() != 1) return false;
+    const int64_t length = g.rows[0].taps * g.cols[0].taps * g.conv.c;
+    return length > 0 && length <= kMaxVectors * kWidth<T>;
   }
 
   ShortPatches(const Geometry& g, int64_t channels)
@@ -400,10 +401,8 @@ class ShortPatches {
       const int64_t windows = std::min(end - i, windows_);
       copy(n, i, i + windows, x);
       const int64_t at = (i - begin) * g_.conv.k;
-      if (vectors_ == 1) add_channels<1>(windows, channels, dy + at, argmax + at);
-      if (vectors_ == 2) add_channels<2>(windows, channels, dy + at, argmax + at);
-      if (vectors_ == 3) add_channels<3>(windows, channels, dy + at, argmax + at);
-      if (vectors_ == 4) add_channels<4>(windows, channels, dy + at, argmax + at);
+      static constexpr auto adders = adders_table(std::make_integer_sequence<int, kMaxVectors>{});
+      (this->*adders.data()[vectors_ - 1])(windows, channels, dy + at, argmax + at);
     }
   }
 
@@ -420,7 +419,7 @@ class ShortPatches {
   }
 
  private:
-  static constexpr int64_t kMaxVectors = 4;
+  static constexpr int kMaxVectors = kWidth<T> < 8 ? 8 : 4;
   static constexpr int kSums = simd::kRegisters == 32 ? 24 : 12, kMaxTogether = 8;
 
   struct Place {
@@ -462,6 +461,11 @@ class ShortPatches {
     for (; channel < channels; ++channel) add_block<V, 1>(windows, channel, dy, argmax);
   }
 
+  template <int... V>
+  static constexpr auto adders_table(std::integer_sequence<int, V...>) {
+    return std::array{&ShortPatches::add_channels<V + 1>...};
+  }
+
   // Channels [channel, channel + B).
   template <int V, int B>
   void add_block(int64_t windows, int64_t channel, const T* dy, const uint8_t* argmax) {
@@ -471,7 +475,7 @@ class ShortPatches {
     simd::V<T> sum[B][V];
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sum[b][v] = simd::load(sums + (b * V + v) * W);
     dy += channel, argmax += channel;
     const Place* place = places_.data();
@@ -480,13 +484,13 @@ class ShortPatches {
       for (int b = 0; b < B; ++b) {
         const Place& winner = place[std::min<int>(argmax[b], positions)];
         const simd::V<T> weight = simd::broadcast_bits<T>(dy[b], winner.keep);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[b][v] = simd::multiply_add(weight, simd::load(winner.patch + v * W), sum[b][v]);
       }
     }
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) simd::store(sums + (b * V + v) * W, sum[b][v]);
   }
 
