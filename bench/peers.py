@@ -61,12 +61,20 @@ TUNED = {
 }
 # Families that a variant has something to say about; a contender without a variant takes all that its library has.
 ONLY = {
-    "channels-last": {"conv2d", "max_pool2d", "avg_pool2d", "batch_norm", "inference", "train_step"},
+    "channels-last": {
+        "conv2d",
+        "conv2d_max_pool2d",
+        "max_pool2d",
+        "avg_pool2d",
+        "batch_norm",
+        "inference",
+        "train_step",
+    },
     "fused": {"train_step", "adam_step"},
     "compile": {"train_step", "inference"},
     "graph": {"train_step", "inference"},
     "tuned": {"train_step"},
-    "winograd": {"conv2d", "train_step", "inference"},
+    "winograd": {"conv2d", "conv2d_max_pool2d", "train_step", "inference"},
 }
 
 
@@ -282,6 +290,36 @@ class Torch(Peer):
 
         def call():
             return backward(dy, x, w, k, [u, u], [p, p], [1, 1], False, [0, 0], 1, mask)
+
+        if which == "backward_x":
+            return self._no_grad(call), lambda y: [self.back(y[0])]
+        return self._no_grad(call), lambda y: [
+            y[1].permute(2, 3, 1, 0).float().cpu().numpy(),
+            self.back(y[2]),
+        ]
+
+    def conv2d_max_pool2d(self, case, which, i):
+        torch, aten, q = self.torch, self.torch.ops.aten, [case["q"]] * 2
+        x, w, b, dy = self.image(i["x"]), self.filter(i["w"]), self.flat(i["b"]), self.image(i["dy"])
+        between = lambda: torch.conv2d(x, w, b).relu_()  # noqa: E731
+        if which == "forward":
+            return self._no_grad(lambda: torch.max_pool2d(between(), q)), lambda y: [self.back(y)]
+        # Places of the winners in the map between; where ReLU lets no gradient through, any place will do.
+        positions = np.where(i["argmax"] < case["q"] ** 2, i["argmax"], 0).astype(np.int64)
+        rows = np.arange(positions.shape[1])[:, None, None] * case["q"] + positions // case["q"]
+        cols = np.arange(positions.shape[2])[:, None] * case["q"] + positions % case["q"]
+        with torch.no_grad():
+            y = between()
+        places = rows * y.shape[3] + cols
+        index = self.image(places.astype(np.float32)).to(torch.int64)
+        mask = [True, False, False] if which == "backward_x" else [False, True, True]
+
+        def call():
+            d = aten.max_pool2d_with_indices_backward(dy, y, q, q, [0, 0], [1, 1], False, index)
+            d = aten.threshold_backward(d, y, 0)
+            return aten.convolution_backward(
+                d, x, w, [case["k"]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask
+            )
 
         if which == "backward_x":
             return self._no_grad(call), lambda y: [self.back(y[0])]

@@ -269,6 +269,66 @@ class Conv2d(Family):
         return [_sum_of_products(dw, squares, n * ho * wo, case.precision), db]
 
 
+class ConvPool2d(Family):
+    """relu(conv(x, w) + b) under a max pool of q by q; backward passes start from dy and the pool's winners.
+
+    Work is that of outputs that a window reads, and backward that of one winner in each window.
+    """
+
+    name = "conv2d_max_pool2d"
+    template = "n{n}h{h}w{w}c{c}k{k}r{r}s{s}q{q}"
+    passes = ("forward", "backward_x", "backward_w")
+
+    @staticmethod
+    def shapes(case: Case) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Of x, w and y."""
+        n, h, w, c, k, r, s, q = (case[name] for name in "nhwckrsq")
+        y = (n, (h - r + 1) // q, (w - s + 1) // q, k)
+        if min(y) < 1:
+            raise ValueError(f"case {case}: the window exceeds the convolution's output")
+        return (n, h, w, c), (r, s, c, k), y
+
+    def inputs(self, case: Case, rng: np.random.Generator) -> Inputs:
+        from .. import reference
+
+        x, w, y = self.shapes(case)
+        arrays = {
+            "x": _normal(rng, *x),
+            "w": _normal(rng, *w),
+            "b": _normal(rng, case["k"]),
+            "dy": _normal(rng, *y),
+        }
+        # The winners are an input, because what is next to a tie may be decided either way.
+        _, argmax = reference.conv2d_max_pool2d(
+            arrays["x"], arrays["w"], arrays["b"], window=case["q"], relu=True
+        )
+        return {**arrays, "argmax": argmax.astype(np.uint8)}
+
+    def work(self, case: Case, which: str) -> Work:
+        x, w, y = self.shapes(case)
+        outputs = float(np.prod(y)) * (case["q"] ** 2 if which == "forward" else 1)
+        return Work(2.0 * outputs * float(np.prod(w[:3])), _floats(x, w, y) + float(np.prod(y)))
+
+    def expected(self, case: Case, which: str, inputs: Inputs) -> list[Expected]:
+        from .. import reference
+
+        x, w, b, dy, argmax = (inputs[name] for name in ("x", "w", "b", "dy", "argmax"))
+        window, taps = case["q"], int(np.prod(w.shape[:3]))
+        if which == "forward":
+            value = reference.conv2d_max_pool2d(x, w, b, window=window, relu=True)[0]
+            squares = reference.conv2d_max_pool2d(x * x, w * w, b * b, window=window)[0]
+            return [_sum_of_products(value, squares, taps + 1)]
+        of_x, of_w = reference.conv2d_max_pool2d_backward_x, reference.conv2d_max_pool2d_backward_w
+        if which == "backward_x":
+            value = of_x(dy, argmax, w, x.shape, window=window)
+            squares = of_x(dy * dy, argmax, w * w, x.shape, window=window)
+            return [_sum_of_products(value, squares, case["r"] * case["s"] * case["k"])]
+        values = of_w(dy, argmax, x, w.shape, window=window)
+        of_squares = of_w(dy * dy, argmax, x * x, w.shape, window=window)
+        terms = dy[..., 0].size
+        return [_sum_of_products(v, s, terms) for v, s in zip(values, of_squares, strict=True)]
+
+
 class _Pool2d(Family):
     """Windows of r by r pixels, every u pixels; u is r where it is not given."""
 
@@ -607,6 +667,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Gemm,
         Conv2d,
+        ConvPool2d,
         MaxPool2d,
         AvgPool2d,
         Relu,
@@ -628,6 +689,8 @@ def _layers(n: int) -> list[str]:
         f"conv2d/n{n}h32w32c3k32r3s3",
         f"conv2d/n{n}h15w15c32k64r3s3",
         f"conv2d/n{n}h6w6c64k64r3s3",
+        f"conv2d_max_pool2d/n{n}h32w32c3k32r3s3q2",
+        f"conv2d_max_pool2d/n{n}h15w15c32k64r3s3q2",
         f"max_pool2d/n{n}h30w30c32r2",
         f"max_pool2d/n{n}h13w13c64r2",
         f"relu/n{n * 900}c32",

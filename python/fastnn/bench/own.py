@@ -96,6 +96,15 @@ class Fastnn:
             return lambda: ops.conv2d_backward_x(dy, w, x.shape, **options)
         return lambda: (ops.conv2d_backward_w(dy, x, w.shape, **options), ops.bias_backward(dy))
 
+    def conv2d_max_pool2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, w, b, dy, argmax = (i[name] for name in ("x", "w", "b", "dy", "argmax"))
+        window, precision = case["q"], self.precision
+        if which == "forward":
+            return lambda: ops.conv2d_max_pool2d(x, w, b, window=window, relu=True, precision=precision)[0]
+        if which == "backward_x":
+            return lambda: ops.conv2d_max_pool2d_backward_x(dy, argmax, w, x.shape, window=window)
+        return lambda: ops.conv2d_max_pool2d_backward_w(dy, argmax, x, w.shape, window=window)
+
     def max_pool2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
         x, dy, r, u = i["x"], i["dy"], case["r"], case["u"]
         if which == "forward":
