@@ -43,6 +43,14 @@ CASES = {
     "as-many-taps-as-bits": ((1, 18, 17, 3), (16, 15, 4), {"padding": 1}),
     "more-taps-than-bits": ((2, 18, 16, 4), (17, 15, 8), {"padding": (2, 3)}),
     "more-columns-than-bits": ((2, 5, 40, 2), (2, 33, 3), {"padding": "same", "stride": (2, 3)}),
+    # on the CPU, input gradients of few channels add the taps of each output pixel to dx, a block of pixels at a time
+    "few-channels": ((2, 14, 13, 3), (3, 3, 37), {"padding": "same"}),
+    "few-channels-in-bands": ((1, 40, 9, 1), (5, 3, 16), {"padding": ((2, 0), (0, 1))}),
+    "few-channels-in-blocks": ((1, 5, 131, 2), (2, 4, 19), {"padding": 1, "stride": (1, 2)}),
+    "few-channels-dilated": ((2, 19, 20, 3), (3, 4, 24), {"dilation": (2, 3), "padding": (1, 4)}),
+    "few-channels-and-gaps": ((2, 21, 23, 2), (2, 2, 33), {"stride": (5, 4), "dilation": (2, 1)}),
+    "few-channels-many-taps": ((1, 24, 25, 4), (11, 11, 20), {"padding": 5, "stride": 2}),
+    "enough-channels": ((2, 8, 9, 20), (3, 3, 32), {"padding": "same"}),
     "stride-2-in-vectors": ((2, 9, 10, 8), (3, 3, 16), {"padding": 1, "stride": 2}),
     "stride-3-in-vectors": ((2, 10, 9, 4), (4, 2, 8), {"padding": 1, "stride": 3, "dilation": (1, 2)}),
 }
@@ -230,6 +238,16 @@ def test_nan_reaches_exactly_what_reads_it(backend, rng, channels):
     y = ops.conv2d(np.ones((1, 8, 8, 2), np.float32), w)
     assert np.isnan(y[..., channels - 1]).all()
     assert np.isfinite(y[..., : channels - 1]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 33])
+def test_nan_in_a_gradient_reaches_exactly_what_it_comes_from(backend, rng, channels):
+    dy, w = integers(rng, (1, 8, 8, 20)), integers(rng, (3, 3, channels, 20))
+    dy[0, 4, 5, 1] = np.nan
+    dx = ops.conv2d_backward_x(dy, w, (1, 10, 10, channels))
+    read = np.zeros((10, 10), bool)
+    read[4:7, 5:8] = True
+    assert (np.isnan(dx[0]) == read[..., None]).all()
 
 
 VIEWS = {

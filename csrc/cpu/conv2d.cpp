@@ -6,7 +6,11 @@
 //   weight gradient  rows: (tap, channel),     k: output pixels,     columns: K    b = dy
 //
 // Forward and input gradient are one kernel, gather_conv, over two plans (conv_plan.h). Work: 2 N Ho Wo K KH KW C flops
-// each; bound by arithmetic for K and C over some 16.
+// each; bound by arithmetic for K and C over some 16. An input gradient of fewer channels scatters instead:
+//
+//   input gradient   rows: output pixels,      k: K,                 columns: taps x C   b = w transposed
+#include <memory>
+
 #include "../ops.h"
 #include "conv.h"
 #include "winograd.h"
@@ -99,6 +103,138 @@ Panels<T> backward_x_panels(const Conv2dShape& s) {
   return Panels<T>(s.kh * s.kw * s.k, s.c, true, s.n * s.h * s.w);
 }
 
+// ---- The input gradient of few channels. They would leave most of a panel empty, so that all taps of a pixel of dy are
+// computed side by side instead: dy (pixels, K) x w^T (K, KH KW C), a few rows of pixels at a time into a buffer that stays
+// in L1, whose rows are then added to dx.
+
+// A stretch of elements of the buffer and where in a row of dx it belongs, the same for each row of taps.
+struct Stretch {
+  int64_t from, to, length;
+};
+
+// A run of columns of dy and the stretches under them.
+struct ColumnBlock {
+  int64_t first, count;
+  std::vector<Stretch> stretches;
+};
+
+template <class T>
+struct Scatter {
+  Panels<T> panels;
+  int64_t width;   // of the buffer's rows, one for a pixel of dy
+  int64_t pixels;  // the most that the buffer holds
+  int64_t bands;   // of an image's rows: each is an item, so that batches of few images have enough of them
+
+  explicit Scatter(const Conv2dShape& s)
+      : panels(s.k, s.kh * s.kw * s.c, true, s.n * s.ho * s.wo), width(panels.count() * kCols<T>) {
+    constexpr int64_t kElements = 4096, kItems = 16;
+    pixels = kRows * std::clamp<int64_t>(kElements / (width * kRows), 1, kChunk);
+    const int64_t least =
+        std::max<int64_t>(8, 4 * (s.kh - 1) * s.dh);  // rows: a band's neighbours compute its borders again
+    bands = std::clamp<int64_t>(kItems / std::max<int64_t>(s.n, 1), 1, std::max<int64_t>(s.h / least, 1));
+  }
+
+  // Whether it saves a quarter of the panels that a pixel of dy costs the tile, counting kAdding terms of each panel for the
+  // adding.
+  static bool pays(const Conv2dShape& s) {
+    constexpr int64_t kAdding = 8;
+    const int64_t taps = s.kh * s.kw;
+    return 4 * (s.k + kAdding) * panel_count(taps * s.c, kCols<T>) <= 3 * s.k * taps * panel_count(s.c, kCols<T>);
+  }
+
+  // Columns of dy in blocks that the buffer can hold. Stretches that overlap are as far apart as can be, so that none has to
+  // wait for the one before.
+  std::vector<ColumnBlock> column_blocks(const Conv2dShape& s) const {
+    const int64_t count = panel_count(s.wo, pixels);
+    const int64_t joined = s.dw == 1 ? s.kw : 1;  // taps side by side in dx
+    const int64_t phases = (joined + s.sw - 1) / s.sw;
+    std::vector<ColumnBlock> blocks;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t begin = s.wo * k / count, end = s.wo * (k + 1) / count;
+      ColumnBlock& block = blocks.emplace_back(ColumnBlock{begin, end - begin, {}});
+      for (int64_t tap = 0; tap < s.kw; tap += joined)
+        for (int64_t phase = 0; phase < phases; ++phase)
+          for (int64_t j = begin + phase; j < end; j += phases) {
+            const int64_t at = j * s.sw - s.pad_left + tap * s.dw;
+            const int64_t first = std::max<int64_t>(-at, 0), last = std::min(joined, s.w - at);
+            if (first < last)
+              block.stretches.push_back(
+                  {(j - begin) * width + (tap + first) * s.c, (at + first) * s.c, (last - first) * s.c});
+          }
+    }
+    return blocks;
+  }
+};
+
+template <class T>
+void add_stretches(const std::vector<Stretch>& stretches, const T* buffer, T* row) {
+  for (const Stretch& stretch : stretches) {
+    const T* from = buffer + stretch.from;
+    T* to = row + stretch.to;
+    simd::for_pieces<T>(0, stretch.length,
+                        [&](auto some, int64_t at) { some.store(to + at, some.load(to + at) + some.load(from + at)); });
+  }
+}
+
+template <class T>
+void scatter_conv(const Conv2dShape& s, const Scatter<T>& g, const T* dy, const T* w, T* workspace, T* dx) {
+  parallel_for(g.panels.count(), [&](int64_t panel) {
+    pack_panel(w, s.k, g.panels.n, s.k, true, panel * kCols<T>, g.panels.packed(workspace, panel));
+  });
+  const std::vector<ColumnBlock> blocks = g.column_blocks(s);
+  const Image y_image{s.ho, s.wo, s.k}, x_image{s.h, s.w, s.c};
+
+  parallel_for(s.n * g.bands, [&](int64_t item) {
+    const int64_t n = item / g.bands, band = item % g.bands;
+    const int64_t first_row = s.h * band / g.bands, end_row = s.h * (band + 1) / g.bands;
+    const std::unique_ptr<T[]> memory(new T[size_t(g.pixels * g.width + kAlign<T>)]);
+    T* const buffer = aligned(memory.get());
+    const Run run{0, 0, s.k};
+    int64_t cleared = first_row;
+    const auto clear = [&](int64_t end) {
+      for (; cleared < std::min(end, end_row); ++cleared) std::fill_n(dx + x_image.at(n, cleared, 0), s.w * s.c, T(0));
+    };
+
+    // The rows of dy that reach the band.
+    const int64_t reach = (s.kh - 1) * s.dh;
+    const int64_t first = (std::max<int64_t>(first_row + s.pad_top - reach, 0) + s.sh - 1) / s.sh;
+    const int64_t last = std::min((end_row + s.pad_top + s.sh - 1) / s.sh, s.ho);
+    const int64_t together = std::max<int64_t>(g.pixels / s.wo, 1);
+    for (int64_t begin = first; begin < last; begin += together) {
+      const int64_t end = std::min(begin + together, last);
+      clear((end - 1) * s.sh - s.pad_top + reach + 1);
+      for (const ColumnBlock& block : blocks) {
+        const int64_t count = (end - begin) * block.count;
+        const T* pixel[kRows * kChunk];
+        T* row[kRows * kChunk];
+        for (int64_t p = 0; p < count; ++p) {
+          pixel[p] = dy + y_image.at(n, begin, block.first + p);
+          row[p] = buffer + p * g.width;
+        }
+        TileArgs<T> t{};
+        t.runs = &run, t.run_count = 1;
+        for (int64_t panel = 0; panel < g.panels.count(); ++panel) {
+          g.panels.select(t, w, workspace, panel);
+          t.n = kCols<T>;  // the buffer has room for whole vectors
+          for_tiles(count, [&](int64_t at, int64_t m) {
+            t.rows = pixel + at, t.y = row + at;
+            run_tile<T, true>(m, t);
+          });
+          for (int64_t p = 0; p < count; ++p) row[p] += kCols<T>;
+        }
+        for (int64_t i = begin; i < end; ++i)
+          for (int64_t r = 0; r < s.kh; ++r) {
+            const int64_t h = i * s.sh - s.pad_top + r * s.dh;
+            if (h >= first_row && h < end_row)
+              add_stretches(block.stretches, buffer + (i - begin) * block.count * g.width + r * s.kw * s.c,
+                            dx + x_image.at(n, h, 0));
+          }
+      }
+    }
+    clear(end_row);
+  });
+}
+
 // ---- The weight gradient splits its sum over pixels into slices, one partial gradient each, added up in order at the end.
 
 // dy's last columns are packed where they do not fill a panel; whole panels are read in place.
@@ -184,7 +320,7 @@ void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bo
 template <class T>
 int64_t conv2d_backward_x_workspace(const Conv2dShape& s) {
   if (winograd_fits(s, s.h, s.w)) return winograd_workspace<T>(s.k, s.c);
-  return backward_x_panels<T>(s).workspace();
+  return Scatter<T>::pays(s) ? Scatter<T>(s).panels.workspace() : backward_x_panels<T>(s).workspace();
 }
 
 template <class T>
@@ -197,6 +333,7 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
                      StoreTile<T>{out, false, dx});
     return;
   }
+  if (Scatter<T>::pays(s)) return scatter_conv(s, Scatter<T>(s), dy, w, workspace, dx);
   const Panels<T> panels = backward_x_panels<T>(s);
   const int64_t taps = s.kh * s.kw;
   parallel_for(panels.count() * taps, [&](int64_t item) {

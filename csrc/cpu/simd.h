@@ -194,4 +194,30 @@ inline V<T> relu(V<T> v) {
   return v <= V<T>{} ? V<T>{} : v;
 }
 
+// N elements as a vector, N a power of two: narrower than the machine's for what is left at a row's end.
+template <class T, int N>
+struct Some {
+  typedef T V __attribute__((vector_size(N * sizeof(T))));
+  static V load(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
+};
+
+// f(Some<T, N>, offset) for pieces that make up [begin, end): vectors of the machine's width, then each half of it once at
+// the most.
+template <class T, int N = kWidth<T>, class F>
+inline void for_pieces(int64_t begin, int64_t end, F f) {
+  if constexpr (N == kWidth<T>) {
+    for (; begin + N <= end; begin += N) f(Some<T, N>{}, begin);
+  } else if (begin + N <= end) {
+    f(Some<T, N>{}, begin);
+    begin += N;
+  }
+  if constexpr (N > 1)
+    if (begin < end) for_pieces<T, N / 2>(begin, end, f);
+}
+
 }  // namespace fastnn::FASTNN_TARGET::simd
