@@ -95,6 +95,44 @@ void pool_window(const T* first, const Place* places, int64_t count, int64_t n, 
   }
 }
 
+// Windows of 2 x 2, the usual ones: a tile's rows are the pixels of whole windows, which are pooled as they lie in
+// registers.
+constexpr int kPooled = 4, kWindowsOfTile = kRows / kPooled;
+
+// N windows; to: where each one's results lie, in elements.
+template <class T, int N, bool Wide>
+void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
+  constexpr int W = kWidth<T>;
+  simd::V<T> sum0[kPooled * N], sum1[kPooled * N];
+  accumulate<T, kPooled * N, true, Wide>(t, sum0, sum1);
+  const int64_t n0 = std::min<int64_t>(t.n, W), n1 = t.n - n0;
+  const simd::V<T> bias0 = t.bias ? simd::load(t.bias, n0) : simd::V<T>{};
+  const simd::V<T> bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : simd::V<T>{};
+#pragma GCC unroll 3
+  for (int i = 0; i < N; ++i) {
+    Winner<T> winner0(sum0[kPooled * i] + bias0, 0), winner1(sum1[kPooled * i] + bias1, 0);
+#pragma GCC unroll 3
+    for (int p = 1; p < kPooled; ++p) {
+      winner0.take(sum0[kPooled * i + p] + bias0, p);
+      if (Wide) winner1.take(sum1[kPooled * i + p] + bias1, p);
+    }
+    winner0.store(t.relu, y + to[i], argmax + to[i], n0);
+    if (Wide) winner1.store(t.relu, y + to[i] + W, argmax + to[i] + W, n1);
+  }
+}
+
+template <class T, bool Wide, int... N>
+constexpr auto pool_tiles(std::integer_sequence<int, N...>) {
+  return std::array{&pool_tile<T, N + 1, Wide>...};
+}
+
+template <class T>
+void run_pool_tile(int64_t windows, const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
+  static constexpr auto wide = pool_tiles<T, true>(std::make_integer_sequence<int, kWindowsOfTile>{});
+  static constexpr auto narrow = pool_tiles<T, false>(std::make_integer_sequence<int, kWindowsOfTile>{});
+  (t.n > kWidth<T> ? wide : narrow).data()[windows - 1](t, to, y, argmax);
+}
+
 // A window that is a Winograd tile.
 bool windows_are_tiles(const ConvPoolShape& s) {
   const Pool2dShape& p = s.pool;
@@ -138,10 +176,41 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     run_count[c] =
         make_runs(g.plan.rows[c / col_classes], g.plan.cols[c % col_classes], g.x, s.kw, &runs[c * size_t(s.kh * s.kw)]);
 
+  // Where all windows are whole, apart, and their pixels of one kind; a tile of fewer rows must be made up for by short
+  // sums.
+  const bool in_registers = (kRows % kPooled == 0 || s.kh * s.kw * s.c <= 128) && classes == 1 && p.kh == 2 && p.kw == 2 &&
+                            p.sh >= 2 && p.sw >= 2 && p.pad_top == 0 && p.pad_left == 0 && (p.ho - 1) * p.sh + 2 <= p.h &&
+                            (p.wo - 1) * p.sw + 2 <= p.w;
+
   parallel_for(s.n * blocks.down * blocks.across, [&](int64_t item) {
     const int64_t n = item / (blocks.down * blocks.across), down = item / blocks.across % blocks.down;
     const int64_t first_i = down * blocks.rows, end_i = std::min(first_i + blocks.rows, p.ho);
     const int64_t first_j = item % blocks.across * blocks.cols, end_j = std::min(first_j + blocks.cols, p.wo);
+    if (in_registers) {
+      const T* source[kPixels];
+      int64_t to[kPixels / kPooled], windows = 0;
+      for (int64_t i = first_i; i < end_i; ++i)
+        for (int64_t j = first_j; j < end_j; ++j) {
+          const Point* const rows = &g.rows[size_t(i * p.sh - p.pad_top)];
+          const Point* const cols = &g.cols[size_t(j * p.sw - p.pad_left)];
+          for (int64_t q = 0; q < kPooled; ++q)
+            source[windows * kPooled + q] = x + g.x.at(n, rows[q / 2].source, cols[q % 2].source);
+          to[windows++] = ((n * p.ho + i) * p.wo + j) * s.k;
+        }
+      TileArgs<T> t{};
+      t.runs = runs.data(), t.run_count = run_count[0], t.relu = relu;
+      for (int64_t panel = 0; panel < panels.count(); ++panel) {
+        panels.select(t, w, workspace, panel);
+        t.bias = b ? b + panel * kCols<T> : nullptr;
+        for (int64_t first = 0; first < windows; first += kWindowsOfTile) {
+          t.rows = source + first * kPooled;
+          run_pool_tile(std::min<int64_t>(windows - first, kWindowsOfTile), t, to + first, y + panel * kCols<T>,
+                        argmax + panel * kCols<T>);
+        }
+      }
+      return;
+    }
+
     constexpr int64_t kMost = std::max(kPixels, kMaxPositions);
     int64_t rows[kMost], cols[kMost];
     const int64_t height = coordinates(first_i, end_i, p.sh, p.pad_top, p.kh, s.ho, rows);

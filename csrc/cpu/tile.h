@@ -50,12 +50,12 @@ template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
 static_assert(2 * kRows + 3 <= simd::kRegisters, "accumulators, one row of b and one element of a stay in registers");
 
-// Wide: all kCols columns. Otherwise only the first vector's, for panels with no more.
+// The sums of M rows and both vectors of columns. Wide: all kCols columns. Otherwise only the first vector's, for panels
+// with no more.
 template <class T, int M, bool Gathered, bool Wide>
-void tile(const TileArgs<T>& t) {
+[[gnu::always_inline]] inline void accumulate(const TileArgs<T>& t, simd::V<T> (&sum0)[M], simd::V<T> (&sum1)[M]) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
-  V sum0[M], sum1[M];
 #pragma GCC unroll 12
   for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
   if (t.start) {
@@ -83,7 +83,14 @@ void tile(const TileArgs<T>& t) {
       }
     }
   }
+}
 
+template <class T, int M, bool Gathered, bool Wide>
+void tile(const TileArgs<T>& t) {
+  using V = simd::V<T>;
+  constexpr int W = simd::kWidth<T>;
+  V sum0[M], sum1[M];
+  accumulate<T, M, Gathered, Wide>(t, sum0, sum1);
   if (t.stop) {
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) {
