@@ -26,6 +26,8 @@ CASES = {
     "overlapping-same": ((2, 9, 8, 17), 3, 2, "same"),
     "same-even": ((1, 7, 7, 5), 2, 2, "same"),
     "gaps": ((2, 11, 10, 7), 2, 4, "valid"),
+    "gaps-and-padding": ((2, 11, 13, 37), (2, 3), (3, 4), ((1, 0), (1, 1))),
+    "no-overlap-across-only": ((1, 7, 11, 53), (3, 2), (2, 3), "same"),
     "four-sides": ((1, 6, 7, 33), (3, 4), (2, 3), ((1, 0), (2, 1))),
     "whole-image": ((3, 4, 6, 31), (4, 6), None, "valid"),
     "empty-batch": ((0, 4, 4, 3), 2, None, "valid"),
