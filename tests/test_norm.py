@@ -5,7 +5,7 @@ import pytest
 from fastnn import ops, reference
 from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats
 
-SHAPES = [(2, 1), (5, 3), (4, 3, 2, 17), (3, 20, 20, 33), (1, 4)]
+SHAPES = [(2, 1), (5, 3), (4, 3, 2, 17), (3, 20, 20, 33), (9, 45), (1, 4)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,9 +2,12 @@
 //
 // The rows (pixels) are cut into slices by their number alone; each slice sums its rows from top to bottom into a partial,
 // and the partials are added up in order. Sums run in double whatever T is: a float sum of a million pixels would lose
-// digits. Bound by memory: x once per pass (forward: mean, variance, y; backward: the two sums, dx).
+// digits. A block of channels at a time, whose sums stay in registers. Bound by memory: x once per pass (forward: mean,
+// variance, y; backward: the two sums, dx).
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
+#include <vector>
 
 #include "../ops.h"
 #include "parallel.h"
@@ -26,28 +29,47 @@ double* as_doubles(T* workspace) {
 // start.
 template <int kSums, class Term>
 void channel_sums(int64_t rows, int64_t cols, double* sums, Term term) {
+  constexpr int kBlock = 32;  // channels: whole lines of a row, and all their sums in registers or L1
   const int64_t slices = slice_count(rows), width = kSums * cols;
   parallel_for(slices, [&](int64_t slice) {
-    double* partial = sums + slice * width;
-    std::fill(partial, partial + width, 0.0);
-    for (int64_t row = rows * slice / slices; row < rows * (slice + 1) / slices; ++row)
-      for (int64_t c = 0; c < cols; ++c) {
-        double values[kSums];
-        term(row, c, values);
-        for (int s = 0; s < kSums; ++s) partial[s * cols + c] += values[s];
-      }
+    const int64_t begin = rows * slice / slices, end = rows * (slice + 1) / slices;
+    const auto sum_block = [&]<int N>(std::integral_constant<int, N>, int64_t first) {
+      double block[kSums][N] = {};
+      for (int64_t row = begin; row < end; ++row)
+        for (int c = 0; c < N; ++c) {
+          double values[kSums];
+          term(row, first + c, values);
+          for (int s = 0; s < kSums; ++s) block[s][c] += values[s];
+        }
+      for (int s = 0; s < kSums; ++s) std::copy_n(block[s], N, sums + slice * width + s * cols + first);
+    };
+    int64_t c = 0;
+    for (; c + kBlock <= cols; c += kBlock) sum_block(std::integral_constant<int, kBlock>{}, c);
+    for (; c + 8 <= cols; c += 8) sum_block(std::integral_constant<int, 8>{}, c);
+    for (; c < cols; ++c) sum_block(std::integral_constant<int, 1>{}, c);
   });
   for (int64_t slice = 1; slice < slices; ++slice)
     for (int64_t i = 0; i < width; ++i) sums[i] += sums[slice * width + i];
 }
 
+// f(begin, end) over rows in chunks, of at least so many rows that what is worked out for each channel first does not show.
+template <class F>
+void row_chunks(int64_t rows, int64_t cols, F f) {
+  parallel_chunks(rows, std::max<int64_t>(16, 16384 / cols), f);
+}
+
 template <class T>
 void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
                double epsilon, T* y) {
-  parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t c = 0; c < cols; ++c)
-        y[row * cols + c] = gamma[c] * ((x[row * cols + c] - mean[c]) / std::sqrt(var[c] + T(epsilon))) + beta[c];
+  row_chunks(rows, cols, [&](int64_t begin, int64_t end) {
+    std::vector<T> scales(static_cast<size_t>(cols));
+    for (int64_t c = 0; c < cols; ++c) scales[size_t(c)] = T(double(gamma[c]) / std::sqrt(double(var[c]) + epsilon));
+    const T* __restrict scale = scales.data();
+    for (int64_t row = begin; row < end; ++row) {
+      const T* __restrict from = x + row * cols;
+      T* __restrict to = y + row * cols;
+      for (int64_t c = 0; c < cols; ++c) to[c] = (from[c] - mean[c]) * scale[c] + beta[c];
+    }
   });
 }
 
@@ -94,14 +116,22 @@ void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, co
     dbeta[c] = T(sums[c]);
     dgamma[c] = T(sums[cols + c] / std::sqrt(double(var[c]) + epsilon));
   }
-  parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), [&](int64_t begin, int64_t end) {
-    const T n = T(rows);
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t c = 0; c < cols; ++c) {
-        const int64_t i = row * cols + c;
-        const T scale = T(1) / std::sqrt(var[c] + T(epsilon));
-        dx[i] = gamma[c] * scale * (dy[i] - dbeta[c] / n - (x[i] - mean[c]) * scale * (dgamma[c] / n));
-      }
+  row_chunks(rows, cols, [&](int64_t begin, int64_t end) {
+    // dx = scale * (dy - mean_dy - (x - mean) * slope)
+    std::vector<T> factors(static_cast<size_t>(3 * cols));
+    T *const scales = factors.data(), *const means = scales + cols, *const slopes = means + cols;
+    for (int64_t c = 0; c < cols; ++c) {
+      const double inverse = 1 / std::sqrt(double(var[c]) + epsilon);
+      scales[c] = T(double(gamma[c]) * inverse);
+      means[c] = T(double(dbeta[c]) / double(rows));
+      slopes[c] = T(inverse * double(dgamma[c]) / double(rows));
+    }
+    const T* __restrict scale = scales, * __restrict mean_dy = means, * __restrict slope = slopes;
+    for (int64_t row = begin; row < end; ++row) {
+      const T* __restrict from_x = x + row * cols, * __restrict from_dy = dy + row * cols;
+      T* __restrict to = dx + row * cols;
+      for (int64_t c = 0; c < cols; ++c) to[c] = scale[c] * (from_dy[c] - mean_dy[c] - (from_x[c] - mean[c]) * slope[c]);
+    }
   });
 }
 
