@@ -4,27 +4,20 @@
 // flops for each output that a window reads.
 #include "conv_pool.h"
 
+#include "window.h"
 #include "winograd.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-// The coordinates that a window reads along one axis.
-struct Reach {
-  int64_t begin, end;
-};
-
-Reach window_reach(int64_t window, int64_t stride, int64_t pad, int64_t extent, int64_t size) {
-  const int64_t start = window * stride - pad;
-  return {std::max<int64_t>(start, 0), std::min(start + extent, size)};
-}
-
-// Those that windows [begin, end) read, ascending; `all` has room. Gives their number.
+// The coordinates that windows [begin, end) read along one axis, ascending; `all` has room. Gives their number.
 int64_t coordinates(int64_t begin, int64_t end, int64_t stride, int64_t pad, int64_t extent, int64_t size, int64_t* all) {
   int64_t count = 0;
   for (int64_t i = begin; i < end; ++i) {
-    const Reach r = window_reach(i, stride, pad, extent, size);
-    for (int64_t at = count ? std::max(r.begin, all[count - 1] + 1) : r.begin; at < r.end; ++at) all[count++] = at;
+    const Range in_window = positions(i, stride, pad, extent, size);
+    const int64_t start = i * stride - pad;
+    for (int64_t at = std::max(start + in_window.begin, count ? all[count - 1] + 1 : 0); at < start + in_window.end; ++at)
+      all[count++] = at;
   }
   return count;
 }
@@ -250,22 +243,20 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
         });
       }
       for (int64_t i = first_i, slot_i = 0; i < end_i; ++i) {
-        const Reach reach_i = window_reach(i, p.sh, p.pad_top, p.kh, s.ho);
-        while (rows[slot_i] < reach_i.begin) ++slot_i;
-        Reach listed{0, 0};  // columns of the windows that `places` are of
+        const Range in_rows = positions(i, p.sh, p.pad_top, p.kh, s.ho);
+        while (rows[slot_i] < i * p.sh - p.pad_top + in_rows.begin) ++slot_i;
+        Range listed{0, 0};  // columns of the windows that `places` are of
         Place places[kMaxPositions];
         int64_t place_count = 0;
         for (int64_t j = first_j, slot_j = 0; j < end_j; ++j) {
-          const Reach reach_j = window_reach(j, p.sw, p.pad_left, p.kw, s.wo);
-          while (cols[slot_j] < reach_j.begin) ++slot_j;
-          const int64_t top = i * p.sh - p.pad_top, left = j * p.sw - p.pad_left;
-          const Reach in_window{reach_j.begin - left, reach_j.end - left};
-          if (in_window.begin != listed.begin || in_window.end != listed.end) {
-            listed = in_window, place_count = 0;
-            for (int64_t r = reach_i.begin - top; r < reach_i.end - top; ++r)
-              for (int64_t q = listed.begin; q < listed.end; ++q)
+          const Range in_cols = positions(j, p.sw, p.pad_left, p.kw, s.wo);
+          while (cols[slot_j] < j * p.sw - p.pad_left + in_cols.begin) ++slot_j;
+          if (in_cols.begin != listed.begin || in_cols.end != listed.end) {
+            listed = in_cols, place_count = 0;
+            for (int64_t r = in_rows.begin; r < in_rows.end; ++r)
+              for (int64_t q = in_cols.begin; q < in_cols.end; ++q)
                 places[place_count++] = {int32_t(r * p.kw + q),
-                                         (r - reach_i.begin + top) * row_step + (q - listed.begin) * kCols<T>};
+                                         (r - in_rows.begin) * row_step + (q - in_cols.begin) * kCols<T>};
           }
           const int64_t at = ((n * p.ho + i) * p.wo + j) * s.k + panel * kCols<T>;
           pool_window(buffer + slot_i * row_step + slot_j * kCols<T>, places, place_count, t.n, relu, y + at, argmax + at);

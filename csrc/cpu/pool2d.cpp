@@ -10,25 +10,10 @@
 #include "../ops.h"
 #include "parallel.h"
 #include "simd.h"
+#include "window.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
-
-struct Range {
-  int64_t begin, end;
-};
-
-// The window positions of output `o` that lie in the image.
-inline Range positions(int64_t o, int64_t stride, int64_t pad, int64_t window, int64_t size) {
-  const int64_t start = o * stride - pad;
-  return {std::max<int64_t>(-start, 0), std::min(window, size - start)};
-}
-
-// The windows that cover input coordinate i.
-inline Range windows(int64_t i, int64_t stride, int64_t pad, int64_t window, int64_t out_size) {
-  const int64_t last = (i + pad) / stride, beyond = i + pad - window;
-  return {beyond < 0 ? 0 : beyond / stride + 1, std::min(out_size, last + 1)};
-}
 
 // The count of real pixels under window (i, j): what its mean divides by.
 inline int64_t covered(const Pool2dShape& s, int64_t i, int64_t j) {
