@@ -241,8 +241,8 @@ def conv2d(
     precision: as for gemm, but "winograd" computes 3x3 windows with stride and dilation 1 by Winograd's F(2x2, 3x3)
     (https://arxiv.org/abs/1509.09308), with 2.25 times fewer products, where that pays: from 16 channels and filters and some 256
     pixels of the whole batch on. The error of a finite result is at most (C + 12) * eps times what the same formula gives with
-    the absolute values of all its numbers; on normally distributed data it is smaller than that of "float32". Bits may depend
-    on the size of the batch.
+    the absolute values of all its numbers: smaller than that of "float32" on normally distributed data, while a number much
+    larger than those around it costs the outputs next to it digits. Bits may depend on the size of the batch.
     """
     backend = _backend.of(x, "conv2d", "x")
     x, w = _float("conv2d", "x", x), _float("conv2d", "w", w)
@@ -446,7 +446,8 @@ def conv2d_max_pool2d(
 ) -> tuple[Array, Array]:
     """max_pool2d(conv2d(x, w, b, relu=relu), window) without the map in between: (N, H, W, C) -> (N, Ho, Wo, K).
 
-    Arguments are those of conv2d and max_pool2d, y has the bits of the two. Returns (y, argmax); keep argmax for the two
+    Arguments are those of conv2d and max_pool2d, y has the bits of the two (with precision "winograd" where both use it, within
+    its bound elsewhere). Returns (y, argmax); keep argmax for the two
     backward functions: uint8, the winner's position KH * KW + kw in its window, 255 where ReLU lets no gradient through.
     Raises ValueError as the two do, and where a window has more than 255 positions.
     """

@@ -27,7 +27,8 @@ class Block(Protocol):
 class ConvPool:
     """A Conv2D, without activation or with ReLU, and the MaxPooling2D behind it.
 
-    The map between them is not kept. The output has the same bits as that of the two layers; the gradients are sums over the
+    The map between them is not kept. The output has the same bits as that of the two layers (see ops.conv2d_max_pool2d of
+    precision "winograd"); the gradients are sums over the
     pool's winners alone, in an order of their own, so they differ from the layers' by rounding.
     """
 
