@@ -70,6 +70,7 @@ def test_history_and_summary(finished):
         "augment": False,
         "seed": 0,
         "device": "cpu",
+        "precision": "float32",
     }
 
 
@@ -186,6 +187,7 @@ def test_resuming_a_finished_run_leaves_it(finished, images, capsys):
         ("--learning-rate 0.01", "learning_rate was 0.001", "now it is 0.01"),
         ("--seed 3", "seed was 0", "now it is 3"),
         ("--augment", "augment was False", "now it is True"),
+        ("--precision winograd", "precision was float32", "now it is winograd"),
         ("--dataset digits", "dataset was cifar10", "now it is digits"),
     ],
 )
