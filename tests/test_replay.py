@@ -126,6 +126,10 @@ def change_params(model):
     model.layers[0].params["kernel"] = model.layers[0].params["kernel"] * 2
 
 
+def drop_last_bias(model):
+    del model.layers[-1].params["bias"]
+
+
 def change_in_place(model):
     model.set_weights([w * 2 for w in model.get_weights()])
 
@@ -138,7 +142,9 @@ def freeze(model):
     model.layers[2].trainable = False
 
 
-@pytest.mark.parametrize("change", [change_activation, change_params, change_in_place, add_layer, freeze])
+@pytest.mark.parametrize(
+    "change", [change_activation, change_params, drop_last_bias, change_in_place, add_layer, freeze]
+)
 def test_changes_are_noticed(change, batches):
     plain, model = made(convolutional, False), made(convolutional, "auto")
     for step, (x, y) in enumerate(batches * 2):

@@ -1,4 +1,4 @@
-"""Checks of arguments: each gives back the value in its one form, or raises with what it got."""
+"""Checks of arguments: each check_ gives back the value in its one form, or raises with what it got."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 
 from ._typing import Shape
+
+
+def same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether both hold the very same objects in the same order."""
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def check_shape(shape: Sequence[int], owner: str) -> Shape:

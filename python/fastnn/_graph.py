@@ -7,7 +7,6 @@ until somebody asks for them. A step whose loss is not finite is left out by the
 
 from __future__ import annotations
 
-import operator
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _backend, _random
+from ._checks import same_objects
 from ._typing import Array
 from .layers import Layer
 from .layers.base import Drawn
@@ -68,7 +68,7 @@ class GraphSteps:
     def __call__(self, rows: slice | Array, touched: bool) -> None:
         """touched: other code has run since the last step, which may have changed more than numbers in arrays."""
         model, optimizer = self._model, self._model.optimizer
-        if touched and not _same(_fixed(model), self._fixed):
+        if touched and not same_objects(_fixed(model), self._fixed):
             self._steps.clear()
         if isinstance(rows, slice):
             rows = np.arange(rows.start, min(rows.stop, len(self._data.x)))
@@ -209,10 +209,6 @@ def _fixed(model: Sequential) -> list[Any]:
     for part in (*model.layers, model.loss, *model.metrics):
         fixed += [part, *vars(part).values()]
     return fixed
-
-
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 def _culprit(error: BaseException) -> str:

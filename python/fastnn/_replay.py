@@ -5,20 +5,20 @@ At small batches the Python around a kernel takes as long as the kernel, and fre
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _backend, layers
+from ._checks import same_objects
 from ._typing import Array
 from .layers.base import Drawn, Layer
-from .layers.fusion import Block, ConvPool
+from .layers.fusion import Block, ConvPool, run
 
 if TYPE_CHECKING:
     from .models import Sequential
 
 # Blocks that do nothing with numbers but call ops, in forward and backward; of exactly these classes, because a subclass may
-# compute something else. The others do in inference, too.
+# compute something else. In inference some more.
 _OPS_ALONE: frozenset[type] = frozenset(
     {
         ConvPool,
@@ -55,32 +55,20 @@ class Replay:
         self._arrays = [arrays for layer in self._layers for arrays in (layer.params, layer.state)]
         self._host = _backend.host()
         self._changes, self._weights = self._current_changes(), self._current_weights()
-        x, _ = self._run(x, drawn)
+        x, _ = run(self._before, x, training, drawn)
         self._forward = _backend.Tape(lambda: self._record_forward(x), self._weights)
         if training:
             self._backward = _backend.Tape(lambda: self._record_backward(model), self._forward.memory())
 
     def _record_forward(self, x: Array) -> None:
-        self._x = y = _backend.host().xp.empty(x.shape, x.dtype)
+        self._x = _backend.host().xp.empty(x.shape, x.dtype)
         self._x[...] = x
-        self._saved = []
-        for block in self._recorded:
-            y, saved = block.forward(y, self._training)
-            self._saved.append(saved)
-        self._y = y
+        self._y, self._saved = run(self._recorded, self._x, self._training)
 
     def _record_backward(self, model: Sequential) -> None:
         self._dy = _backend.host().xp.empty(self._y.shape, self._y.dtype)
         self._dy[...] = 0
         _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
-
-    def _run(self, x: Array, drawn: Sequence[Drawn]) -> tuple[Array, list[Any]]:
-        """What comes before the recorded blocks."""
-        saved = []
-        for i, block in enumerate(self._before):
-            x, kept = block.forward(x, self._training, drawn[i] if drawn else ())
-            saved.append(kept)
-        return x, saved
 
     def _current_changes(self) -> list[int]:
         return [layer.changes for layer in self._layers]
@@ -94,12 +82,12 @@ class Replay:
             model.blocks is self._blocks
             and _backend.host() == self._host
             and self._current_changes() == self._changes
-            and all(map(operator.is_, self._current_weights(), self._weights))
+            and same_objects(self._current_weights(), self._weights)
         )
 
     def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
         """As Sequential.forward."""
-        x, saved = self._run(x, drawn)
+        x, saved = run(self._before, x, self._training, drawn)
         self._x[...] = x
         self._forward.launch()
         return self._y, saved + self._saved

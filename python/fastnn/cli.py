@@ -15,7 +15,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .models import Sequential
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,11 +229,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from . import models, runs
+    from . import runs
 
     _use_threads(options)
     file, known = _model_file(options.model)
-    model = models.load_model(file, device=options.device or "cpu", precision=options.precision or "float32")
+    model = _load_model(file, options)
     dataset, path = options.dataset, options.data
     if dataset == "auto" and path is None and known:
         dataset, path = known["dataset"], known.get("data")
@@ -253,11 +256,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     import numpy as np
 
-    from . import models, runs
+    from . import runs
 
     _use_threads(options)
     file, known = _model_file(options.model)
-    model = models.load_model(file, device=options.device or "cpu", precision=options.precision or "float32")
+    model = _load_model(file, options)
     shape = model.input_shape[1:]
     if len(shape) != 3 or shape[-1] not in (1, 3):
         raise ValueError(f"{file} takes samples of shape {shape}, not images (height, width, 1 or 3)")
@@ -360,6 +363,12 @@ def _info(options: argparse.Namespace) -> int:
     for package in ("matplotlib", "pillow", "pooch", "safetensors", "scikit-learn", "tqdm"):
         show(package, lambda package=package: version(package))  # type: ignore[misc]
     return 0
+
+
+def _load_model(file: Path, options: argparse.Namespace) -> Sequential:
+    from . import models
+
+    return models.load_model(file, device=options.device or "cpu", precision=options.precision or "float32")
 
 
 def _model_file(path: str) -> tuple[Path, dict[str, Any]]:

@@ -19,7 +19,7 @@ from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
 from .layers.base import Drawn, assign
-from .layers.fusion import Block, fuse
+from .layers.fusion import Block, fuse, run
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
@@ -224,11 +224,7 @@ class Sequential:
 
         drawn: what `draw` gave for a batch of this size, on the model's device; needed in training where layers are random.
         """
-        saved = []
-        for i, block in enumerate(self.blocks):
-            x, kept = block.forward(x, training, drawn[i] if drawn else ())
-            saved.append(kept)
-        return x, saved
+        return run(self.blocks, x, training, drawn)
 
     def draw(self, n: int, seed: int, *stream: int) -> list[Drawn]:
         """What each block needs of chance to train on n samples, in NumPy arrays; empty where no layer is random."""

@@ -69,6 +69,17 @@ class ConvPool:
         pass
 
 
+def run(
+    blocks: Sequence[Block], x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
+) -> tuple[Array, list[Any]]:
+    """x through the blocks -> (y, what backward needs of each). drawn: of each block, or empty where none is random."""
+    saved = []
+    for i, block in enumerate(blocks):
+        x, kept = block.forward(x, training, drawn[i] if drawn else ())
+        saved.append(kept)
+    return x, saved
+
+
 def fuse(layers: Sequence[Layer]) -> list[Block]:
     """The layers in order, those that can be computed together as one block."""
     blocks: list[Block] = []

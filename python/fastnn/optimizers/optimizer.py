@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import ops
-from .._checks import check_count, check_number
+from .._checks import check_count, check_number, same_objects
 from .._config import Configurable, deserialize, serialize, snake_case
 from .._typing import Array
 from ..layers.base import assign
@@ -100,7 +99,7 @@ class Optimizer(Configurable):
     def _check(self, params: Sequence[Array]) -> None:
         if not self._params:
             self._allocate(params)
-        if len(params) != len(self._params) or not all(map(operator.is_, params, self._params)):
+        if not same_objects(params, self._params):
             raise ValueError(
                 f"{self.name} was built for {len(self._params)} parameter arrays and got {len(params)} others; "
                 "after a change of what is trainable, call compile again"
