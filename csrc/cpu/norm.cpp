@@ -52,18 +52,18 @@ void channel_sums(int64_t rows, int64_t cols, double* sums, Term term) {
     for (int64_t i = 0; i < width; ++i) sums[i] += sums[slice * width + i];
 }
 
-// f(begin, end) over rows in chunks, of at least so many rows that what is worked out for each channel first does not show.
+// f(begin, end) over rows in chunks.
 template <class F>
 void row_chunks(int64_t rows, int64_t cols, F f) {
-  parallel_chunks(rows, std::max<int64_t>(16, 16384 / cols), f);
+  parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), f);
 }
 
 template <class T>
 void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
                double epsilon, T* y) {
+  std::vector<T> scales(static_cast<size_t>(cols));
+  for (int64_t c = 0; c < cols; ++c) scales[size_t(c)] = T(double(gamma[c]) / std::sqrt(double(var[c]) + epsilon));
   row_chunks(rows, cols, [&](int64_t begin, int64_t end) {
-    std::vector<T> scales(static_cast<size_t>(cols));
-    for (int64_t c = 0; c < cols; ++c) scales[size_t(c)] = T(double(gamma[c]) / std::sqrt(double(var[c]) + epsilon));
     const T* __restrict scale = scales.data();
     for (int64_t row = begin; row < end; ++row) {
       const T* __restrict from = x + row * cols;
@@ -116,16 +116,16 @@ void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, co
     dbeta[c] = T(sums[c]);
     dgamma[c] = T(sums[cols + c] / std::sqrt(double(var[c]) + epsilon));
   }
+  // dx = scale * (dy - mean_dy - (x - mean) * slope)
+  std::vector<T> factors(static_cast<size_t>(3 * cols));
+  T *const scales = factors.data(), *const means = scales + cols, *const slopes = means + cols;
+  for (int64_t c = 0; c < cols; ++c) {
+    const double inverse = 1 / std::sqrt(double(var[c]) + epsilon);
+    scales[c] = T(double(gamma[c]) * inverse);
+    means[c] = T(double(dbeta[c]) / double(rows));
+    slopes[c] = T(inverse * double(dgamma[c]) / double(rows));
+  }
   row_chunks(rows, cols, [&](int64_t begin, int64_t end) {
-    // dx = scale * (dy - mean_dy - (x - mean) * slope)
-    std::vector<T> factors(static_cast<size_t>(3 * cols));
-    T *const scales = factors.data(), *const means = scales + cols, *const slopes = means + cols;
-    for (int64_t c = 0; c < cols; ++c) {
-      const double inverse = 1 / std::sqrt(double(var[c]) + epsilon);
-      scales[c] = T(double(gamma[c]) * inverse);
-      means[c] = T(double(dbeta[c]) / double(rows));
-      slopes[c] = T(inverse * double(dgamma[c]) / double(rows));
-    }
     const T* __restrict scale = scales, * __restrict mean_dy = means, * __restrict slope = slopes;
     for (int64_t row = begin; row < end; ++row) {
       const T* __restrict from_x = x + row * cols, * __restrict from_dy = dy + row * cols;
