@@ -308,8 +308,8 @@ template <class T>
 void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream) {
   const Image source{s.h, s.w, s.c}, out{s.ho, s.wo, s.k};
   if (winograd_fits(s, s.ho, s.wo)) {
-    const FilterView<T> filter{w, 3 * s.c * s.k, s.c * s.k, s.k, 1};
-    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, filter, b}, workspace, StoreTile<T>{out, relu, y});
+    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, forward_view(s, w), b}, workspace,
+                     StoreTile<T>{out, relu, y});
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
@@ -327,9 +327,7 @@ template <class T>
 void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* workspace, Stream) {
   const Image source{s.ho, s.wo, s.k}, out{s.h, s.w, s.c};
   if (winograd_fits(s, s.h, s.w)) {  // a convolution of dy with the taps reversed
-    const int64_t tap = s.c * s.k;
-    const FilterView<T> filter{w + 8 * tap, -3 * tap, -tap, 1, s.k};
-    winograd_conv<T>({s.n, source, out, 2 - s.pad_top, 2 - s.pad_left, dy, filter, nullptr}, workspace,
+    winograd_conv<T>({s.n, source, out, 2 - s.pad_top, 2 - s.pad_left, dy, reversed_view(s, w), nullptr}, workspace,
                      StoreTile<T>{out, false, dx});
     return;
   }

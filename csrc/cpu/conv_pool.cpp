@@ -56,12 +56,7 @@ class Winner {
  public:
   Winner(simd::V<T> v, int32_t position) : value_(v), position_(simd::Integers<T>{} + position) {}
 
-  void take(simd::V<T> v, int32_t position) {
-    const simd::V<T> value = v <= value_ ? value_ : v;
-    const simd::Integers<T> where = v <= value_ ? position_ : simd::Integers<T>{} + position;
-    position_ = value_ == value_ ? where : position_;  // not once a NaN stands
-    value_ = value_ == value_ ? value : value_;
-  }
+  void take(simd::V<T> v, int32_t position) { simd::take_greater(value_, position_, v, simd::Integers<T>{} + position); }
 
   void store(bool relu, T* y, uint8_t* argmax, int64_t n) {
     if (relu) {
@@ -126,11 +121,53 @@ void run_pool_tile(int64_t windows, const TileArgs<T>& t, const int64_t* to, T* 
   (t.n > kWidth<T> ? wide : narrow).data()[windows - 1](t, to, y, argmax);
 }
 
+// Whether all windows are 2 x 2, whole and apart.
+bool whole_squares(const Pool2dShape& p) {
+  return p.kh == 2 && p.kw == 2 && p.sh >= 2 && p.sw >= 2 && p.pad_top == 0 && p.pad_left == 0 &&
+         (p.ho - 1) * p.sh + 2 <= p.h && (p.wo - 1) * p.sw + 2 <= p.w;
+}
+
 // A window that is a Winograd tile.
 bool windows_are_tiles(const ConvPoolShape& s) {
   const Pool2dShape& p = s.pool;
-  return winograd_fits(s.conv, 2 * p.ho, 2 * p.wo) && p.kh == 2 && p.kw == 2 && p.sh == 2 && p.sw == 2 && p.pad_top == 0 &&
-         p.pad_left == 0 && 2 * p.ho <= p.h && 2 * p.wo <= p.w;
+  return winograd_fits(s.conv, 2 * p.ho, 2 * p.wo) && whole_squares(p) && p.sh == 2 && p.sw == 2;
+}
+
+// Whether pool_tile serves: besides the windows, pixels of one kind; a tile of fewer rows must be made up for by short sums.
+bool pools_in_registers(const Geometry& g) {
+  const Conv2dShape& s = g.conv;
+  return whole_squares(g.pool) && g.plan.rows.size() * g.plan.cols.size() == 1 &&
+         (kRows % kPooled == 0 || s.kh * s.kw * s.c <= 128);
+}
+
+// A block of one image's windows.
+struct WindowBlock {
+  int64_t n, first_i, end_i, first_j, end_j;
+};
+
+// The block by pool_tile, panel by panel; t has all but the rows and what belongs to a panel.
+template <class T>
+void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels<T>& panels, const T* x, const T* w,
+                       T* workspace, const T* bias, TileArgs<T> t, T* y, uint8_t* argmax) {
+  const Pool2dShape& p = g.pool;
+  const T* source[kPixels];
+  int64_t to[kPixels / kPooled], windows = 0;
+  for (int64_t i = block.first_i; i < block.end_i; ++i)
+    for (int64_t j = block.first_j; j < block.end_j; ++j) {
+      const Point *const rows = &g.rows[size_t(i * p.sh)], *const cols = &g.cols[size_t(j * p.sw)];
+      for (int64_t q = 0; q < kPooled; ++q)
+        source[windows * kPooled + q] = x + g.x.at(block.n, rows[q / 2].source, cols[q % 2].source);
+      to[windows++] = ((block.n * p.ho + i) * p.wo + j) * p.c;
+    }
+  for (int64_t panel = 0; panel < panels.count(); ++panel) {
+    panels.select(t, w, workspace, panel);
+    t.bias = bias ? bias + panel * kCols<T> : nullptr;
+    for (int64_t first = 0; first < windows; first += kWindowsOfTile) {
+      t.rows = source + first * kPooled;
+      run_pool_tile(std::min<int64_t>(windows - first, kWindowsOfTile), t, to + first, y + panel * kCols<T>,
+                    argmax + panel * kCols<T>);
+    }
+  }
 }
 
 }  // namespace
@@ -147,9 +184,8 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
   const Conv2dShape& s = shape.conv;
   const Pool2dShape& p = shape.pool;
   if (windows_are_tiles(shape)) {
-    const FilterView<T> filter{w, 3 * s.c * s.k, s.c * s.k, s.k, 1};
     const Image source{s.h, s.w, s.c}, out{2 * p.ho, 2 * p.wo, s.k};
-    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, filter, b}, workspace,
+    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, forward_view(s, w), b}, workspace,
                      [&](const OutputTile& at, int64_t column, int64_t n, const simd::V<T>* outputs) {
                        const int64_t to = ((at.n * p.ho + at.i / 2) * p.wo + at.j / 2) * s.k + column;
                        Winner<T> winner(outputs[0], 0);
@@ -169,39 +205,15 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     run_count[c] =
         make_runs(g.plan.rows[c / col_classes], g.plan.cols[c % col_classes], g.x, s.kw, &runs[c * size_t(s.kh * s.kw)]);
 
-  // Where all windows are whole, apart, and their pixels of one kind; a tile of fewer rows must be made up for by short
-  // sums.
-  const bool in_registers = (kRows % kPooled == 0 || s.kh * s.kw * s.c <= 128) && classes == 1 && p.kh == 2 && p.kw == 2 &&
-                            p.sh >= 2 && p.sw >= 2 && p.pad_top == 0 && p.pad_left == 0 && (p.ho - 1) * p.sh + 2 <= p.h &&
-                            (p.wo - 1) * p.sw + 2 <= p.w;
-
+  const bool in_registers = pools_in_registers(g);
   parallel_for(s.n * blocks.down * blocks.across, [&](int64_t item) {
     const int64_t n = item / (blocks.down * blocks.across), down = item / blocks.across % blocks.down;
     const int64_t first_i = down * blocks.rows, end_i = std::min(first_i + blocks.rows, p.ho);
     const int64_t first_j = item % blocks.across * blocks.cols, end_j = std::min(first_j + blocks.cols, p.wo);
     if (in_registers) {
-      const T* source[kPixels];
-      int64_t to[kPixels / kPooled], windows = 0;
-      for (int64_t i = first_i; i < end_i; ++i)
-        for (int64_t j = first_j; j < end_j; ++j) {
-          const Point* const rows = &g.rows[size_t(i * p.sh - p.pad_top)];
-          const Point* const cols = &g.cols[size_t(j * p.sw - p.pad_left)];
-          for (int64_t q = 0; q < kPooled; ++q)
-            source[windows * kPooled + q] = x + g.x.at(n, rows[q / 2].source, cols[q % 2].source);
-          to[windows++] = ((n * p.ho + i) * p.wo + j) * s.k;
-        }
       TileArgs<T> t{};
       t.runs = runs.data(), t.run_count = run_count[0], t.relu = relu;
-      for (int64_t panel = 0; panel < panels.count(); ++panel) {
-        panels.select(t, w, workspace, panel);
-        t.bias = b ? b + panel * kCols<T> : nullptr;
-        for (int64_t first = 0; first < windows; first += kWindowsOfTile) {
-          t.rows = source + first * kPooled;
-          run_pool_tile(std::min<int64_t>(windows - first, kWindowsOfTile), t, to + first, y + panel * kCols<T>,
-                        argmax + panel * kCols<T>);
-        }
-      }
-      return;
+      return pool_in_registers(g, {n, first_i, end_i, first_j, end_j}, panels, x, w, workspace, b, t, y, argmax);
     }
 
     constexpr int64_t kMost = std::max(kPixels, kMaxPositions);

@@ -70,26 +70,25 @@ struct Geometry {
   struct Output {
     const Point *row, *col;
   };
-  Output output(int64_t window, int64_t position) const {
-    const int64_t i = window / pool.wo * pool.sh - pool.pad_top + position / pool.kw;
-    const int64_t j = window % pool.wo * pool.sw - pool.pad_left + position % pool.kw;
+  Output output_at(int64_t i, int64_t j) const {
     if (i < 0 || i >= pool.h || j < 0 || j >= pool.w) return {nullptr, nullptr};
     return {&rows[size_t(i)], &cols[size_t(j)]};
   }
+  Output output(int64_t window, int64_t position) const {
+    return output_at(window / pool.wo * pool.sh - pool.pad_top + position / pool.kw,
+                     window % pool.wo * pool.sw - pool.pad_left + position % pool.kw);
+  }
 
-  // f(row, column) for each position of windows [begin, end), as `output` gives them, and once more after each window, with
-  // nulls: for what is no position.
+  // f(output) for each position of windows [begin, end), and once more after each window, with nulls: for what is no
+  // position.
   template <class F>
   void each_output(int64_t begin, int64_t end, F f) const {
     int64_t i = begin / pool.wo, j = begin % pool.wo;
     for (int64_t window = begin; window < end; ++window) {
       const int64_t top = i * pool.sh - pool.pad_top, left = j * pool.sw - pool.pad_left;
       for (int64_t r = top; r < top + pool.kh; ++r)
-        for (int64_t q = left; q < left + pool.kw; ++q) {
-          const bool inside = r >= 0 && r < pool.h && q >= 0 && q < pool.w;
-          f(inside ? &rows[size_t(r)] : nullptr, inside ? &cols[size_t(q)] : nullptr);
-        }
-      f(static_cast<const Point*>(nullptr), static_cast<const Point*>(nullptr));
+        for (int64_t q = left; q < left + pool.kw; ++q) f(output_at(r, q));
+      f(Output{nullptr, nullptr});
       if (++j == pool.wo) j = 0, ++i;
     }
   }

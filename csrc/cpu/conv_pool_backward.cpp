@@ -243,7 +243,8 @@ class ShortPatches {
     const T* const zeros = to;
     for (int64_t i = 0; i < size; ++i) *to++ = 0;
     Place* place = places_.data();
-    g_.each_output(begin, end, [&](const Point* row, const Point* col) {
+    g_.each_output(begin, end, [&](Geometry::Output output) {
+      const auto [row, col] = output;
       if (!row) {
         *place++ = {zeros, 0};
         return;
@@ -351,7 +352,8 @@ class FilterGradient {
 
   void find_patches(int64_t n, int64_t begin, int64_t end, const T* x) {
     Patch* patch = patches_.data();
-    g_.each_output(begin, end, [&](const Point* row, const Point* col) {
+    g_.each_output(begin, end, [&](Geometry::Output output) {
+      const auto [row, col] = output;
       *patch++ = row ? Patch{x + g_.x.at(n, row->source, col->source),
                              int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index)}
                      : Patch{nullptr, 0};

@@ -122,10 +122,7 @@ void max_pool2d_forward(const Pool2dShape& s, const T* x, T* y, int32_t* argmax,
           for (int64_t q = cols.begin; q < cols.end; ++q)
             for (int m = 0; m < M; ++m) {
               const typename L::V v = L::load(window + (r * s.w + q) * s.c + c + m * N);
-              // Greater, or the first NaN; not once a NaN stands.
-              const typename L::Position take = ~(v <= best[m]) & (best[m] == best[m]);
-              best[m] = take ? v : best[m];
-              where[m] = take ? L::position(r * s.kw + q) : where[m];
+              simd::take_greater(best[m], where[m], v, L::position(r * s.kw + q));
             }
         for (int m = 0; m < M; ++m) {
           L::store(y + out + c + m * N, best[m]);

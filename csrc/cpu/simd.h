@@ -194,6 +194,15 @@ inline V<T> relu(V<T> v) {
   return v <= V<T>{} ? V<T>{} : v;
 }
 
+// Takes v and its position where it is greater than the best so far, or the first NaN; nothing once a NaN stands. Vectors of
+// any width, positions of integers as wide as the values.
+template <class Values, class Positions>
+inline void take_greater(Values& best, Positions& where, Values v, Positions position) {
+  const Positions take = ~(v <= best) & (best == best);
+  best = take ? v : best;
+  where = take ? position : where;
+}
+
 // N elements as a vector, N a power of two: narrower than the machine's for what is left at a row's end.
 template <class T, int N>
 struct Some {

@@ -55,6 +55,17 @@ struct FilterView {
   }
 };
 
+// w (KH, KW, C, K) as it lies; and with its taps reversed, from K to C channels, as the gradient of x wants it.
+template <class T>
+FilterView<T> forward_view(const Conv2dShape& s, const T* w) {
+  return {w, 3 * s.c * s.k, s.c * s.k, s.k, 1};
+}
+template <class T>
+FilterView<T> reversed_view(const Conv2dShape& s, const T* w) {
+  const int64_t tap = s.c * s.k;
+  return {w + 8 * tap, -3 * tap, -tap, 1, s.k};
+}
+
 // G g for three vectors.
 template <class T>
 inline void times_g(const simd::V<T>* g, int64_t step, simd::V<T>* out, int64_t out_step) {
