@@ -3,8 +3,7 @@
 #pragma once
 
 #include "conv_plan.h"
-#include "parallel.h"
-#include "tile.h"
+#include "panels.h"
 
 namespace fastnn::FASTNN_TARGET {
 
@@ -30,14 +29,6 @@ inline int64_t make_runs(const AxisClass& rows, const AxisClass& cols, const Ima
 template <class T>
 Panels<T> filter_panels(const Conv2dShape& s) {
   return Panels<T>(s.kh * s.kw * s.c, s.k, false, s.n * s.ho * s.wo);
-}
-
-template <class T>
-void pack_filter(const Conv2dShape& s, const Panels<T>& panels, const T* w, T* workspace) {
-  parallel_for(panels.count() - panels.first_packed, [&](int64_t item) {
-    const int64_t panel = panels.first_packed + item;
-    pack_panel(w, panels.rows, s.k, s.k, false, panel * kCols<T>, panels.packed(workspace, panel));
-  });
 }
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -237,64 +237,123 @@ void scatter_conv(const Conv2dShape& s, const Scatter<T>& g, const T* dy, const 
 
 // ---- The weight gradient splits its sum over pixels into slices, one partial gradient each, added up in order at the end.
 
-// dy's last columns are packed where they do not fill a panel; whole panels are read in place.
+// Cut by the shape alone: enough items for some tens of threads, slices of at least kSlicePixels, partials of at most
+// kPartials.
 template <class T>
-Panels<T> backward_w_panels(const Conv2dShape& s) {
-  return Panels<T>(s.n * s.ho * s.wo, s.k, false, 1);
-}
-
-// By the shape alone: enough items for some tens of threads, slices of at least kSlicePixels, partials of at most kPartials.
-template <class T>
-int64_t weight_slices(const Conv2dShape& s) {
-  constexpr int64_t kItems = 64, kSlicePixels = 128, kPartials = 1 << 22;
-  const int64_t items = s.kh * panel_count(s.k, kCols<T>), weights = s.kh * s.kw * s.c * s.k;
-  const int64_t most = std::min({kItems / items, s.n * s.ho * s.wo / kSlicePixels, kPartials / weights});
-  return std::max<int64_t>(most, 1);
-}
-
-template <class T>
-struct WeightItem {
-  const Conv2dShape& s;
-  const ConvPlan& plan;
-  const T *x, *dy;
-  const Panels<T>& panels;
-  T* workspace;
+struct WeightCut {
+  int64_t panels, groups, slices, items;
+  explicit WeightCut(const Conv2dShape& s) : panels(panel_count(s.k, kCols<T>)), groups((panels + kGroup - 1) / kGroup) {
+    constexpr int64_t kItems = 32, kSlicePixels = 512, kPartials = 1 << 20;
+    const int64_t most =
+        std::min({kItems / (s.kh * groups), s.n * s.ho * s.wo / kSlicePixels, kPartials / (s.kh * s.kw * s.c * s.k)});
+    slices = std::max<int64_t>(most, 1);
+    items = slices * s.kh * groups;
+  }
+  static constexpr int64_t kGroup = 4;  // panels of an item at the most
 };
 
-// Adds to dw[r, :, :, one panel] what the slice's share of every class of image rows contributes.
+// One row of taps by a group of panels of dw's columns, over one slice's share of every class of image rows. The sum goes in
+// blocks of pixels, whose part of dy and, tile after tile, of x are packed to stay in the caches.
 template <class T>
-void accumulate_weights(const WeightItem<T>& g, int64_t r, int64_t panel, int64_t slice, int64_t slices, T* dw, Run* runs) {
-  const Conv2dShape& s = g.s;
-  const Image x_image{s.h, s.w, s.c}, y_image{s.ho, s.wo, 1};
-  TileArgs<T> t{};
-  t.step = s.sw * s.c, t.runs = runs, t.beta = 1;
-  g.panels.select(t, g.dy, g.workspace, panel);
-  for (const AxisClass& rows : g.plan.rows) {
-    if (r < rows.tap || r >= rows.tap + rows.taps) continue;
-    const int64_t height = int64_t(rows.out.size()), total = s.n * height;
-    const int64_t begin = total * slice / slices, end = total * (slice + 1) / slices;
-    for (const AxisClass& cols : g.plan.cols) {
-      // Output pixels of the class lie side by side, so their sources are sw apart: one run per image row.
-      for (int64_t p = begin; p < end; ++p)
-        runs[p - begin] = {x_image.at(p / height, rows.source[p % height] + (r - rows.tap) * s.dh, cols.source[0]),
-                           y_image.at(p / height, rows.out[p % height], cols.out[0]), int64_t(cols.out.size())};
-      t.run_count = end - begin;
-      // Without dilation a row of taps is one stretch of memory: (taps x C) adjacent rows of the tile.
-      const int64_t stretch = s.dw == 1 ? cols.taps : std::min<int64_t>(cols.taps, 1);
-      for (int64_t tap = 0; tap < cols.taps; tap += stretch) {
-        const T* source = g.x + tap * s.dw * s.c;
-        T* target = dw + ((r * s.kw + cols.tap + tap) * s.c) * s.k + panel * kCols<T>;
-        for_tiles(stretch * s.c, [&](int64_t first, int64_t m) {
-          T* y_rows[kRows];
-          for (int64_t i = 0; i < m; ++i) y_rows[i] = target + (first + i) * s.k;
-          const T* a = source + first;
-          t.rows = &a, t.y = y_rows, t.c = y_rows;
-          run_tile<T, false>(m, t);
-        });
+class WeightItem {
+ public:
+  WeightItem(const Conv2dShape& s, const T* x, const T* dy, int64_t r, int64_t left, int64_t right, T* dw)
+      : s_(s),
+        x_(x),
+        dy_(dy + left * kCols<T>),
+        r_(r),
+        columns_(std::min(right * kCols<T>, s.k) - left * kCols<T>),
+        panels_(right - left),
+        x_packed_(panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows),
+        dy_packed_(x_packed_ || columns_ % kCols<T> != 0),
+        dw_(dw + r * s.kw * s.c * s.k + left * kCols<T>),
+        memory_(new T[size_t((dy_packed_ ? panels_ * kPixels * kCols<T> : 0) + (x_packed_ ? kPixels * kAdjacentRows : 0) +
+                             3 * kAlign<T>)]) {
+    for (int64_t row = 0; row < s.kw * s.c; ++row) std::fill_n(dw_ + row * s.k, columns_, T(0));
+  }
+
+  void add(const ConvPlan& plan, int64_t slice, int64_t slices) {
+    const Image x_image{s_.h, s_.w, s_.c}, y_image{s_.ho, s_.wo, 1};
+    for (const AxisClass& rows : plan.rows) {
+      if (r_ < rows.tap || r_ >= rows.tap + rows.taps) continue;
+      const int64_t height = int64_t(rows.out.size()), total = s_.n * height;
+      const int64_t begin = total * slice / slices, end = total * (slice + 1) / slices;
+      for (const AxisClass& cols : plan.cols) {
+        // Output pixels of the class lie side by side, so their sources are sw apart: one run per image row, or a part of
+        // it.
+        const int64_t length = int64_t(cols.out.size()), pixels = (end - begin) * length;
+        const int64_t blocks = dy_packed_ ? (pixels + kPixels - 1) / kPixels : 1;
+        const int64_t most = blocks ? (pixels + blocks - 1) / blocks : 0;  // of a block
+        for (int64_t p = begin; p < end; ++p) {
+          const Run run = {x_image.at(p / height, rows.source[p % height] + (r_ - rows.tap) * s_.dh, cols.source[0]),
+                           y_image.at(p / height, rows.out[p % height], cols.out[0]), length};
+          for (int64_t done = 0; done < length;) {
+            const int64_t part = std::min(length - done, most - pixels_);
+            runs_.push_back({run.a + done * s_.sw * s_.c, run.b + done, part});
+            pixels_ += part, done += part;
+            if (pixels_ == most) add_block(cols);
+          }
+        }
+        if (pixels_ > 0) add_block(cols);
       }
     }
   }
-}
+
+ private:
+  static constexpr int64_t kPixels = 256;  // of a block, at the most
+
+  void add_block(const AxisClass& cols) {
+    T *const b = aligned(memory_.get()), *const a = b + (dy_packed_ ? panels_ * kPixels * kCols<T> : 0);
+    if (dy_packed_) {
+      int64_t k = 0;
+      for (Run& run : runs_) {
+        for (int64_t panel = 0; panel < panels_; ++panel)
+          pack_panel(dy_ + run.b * s_.k, run.length, columns_, s_.k, false, panel * kCols<T>,
+                     b + (panel * kPixels + k) * kCols<T>);
+        run.b = std::exchange(k, k + run.length);
+      }
+    }
+    const Run together{0, 0, pixels_};
+    TileArgs<T> t{};
+    t.beta = 1, t.ldb = dy_packed_ ? kCols<T> : s_.k;
+    t.runs = x_packed_ ? &together : runs_.data(), t.run_count = x_packed_ ? 1 : int64_t(runs_.size());
+    // Without dilation a row of taps is one stretch of memory: (taps x C) adjacent rows of the tile.
+    const int64_t stretch = s_.dw == 1 ? cols.taps : std::min<int64_t>(cols.taps, 1);
+    for (int64_t tap = 0; tap < cols.taps; tap += stretch)
+      for_tiles<kAdjacentRows>(stretch * s_.c, [&](int64_t first, int64_t m) {
+        const T* source = x_ + tap * s_.dw * s_.c + first;
+        t.step = s_.sw * s_.c;
+        if (x_packed_) {
+          T* packed = a;
+          for (const Run& run : runs_) {
+            pack_side_by_side(source + run.a, t.step, true, m, run.length, packed);
+            packed += run.length * m;
+          }
+          source = a, t.step = m;
+        }
+        T* y_rows[kAdjacentRows];
+        for (int64_t i = 0; i < m; ++i) y_rows[i] = dw_ + ((cols.tap + tap) * s_.c + first + i) * s_.k;
+        t.rows = &source, t.y = y_rows, t.c = y_rows;
+        for (int64_t panel = 0; panel < panels_; ++panel) {
+          t.b = dy_packed_ ? b + panel * kPixels * kCols<T> : dy_ + panel * kCols<T>;
+          t.n = std::min<int64_t>(kCols<T>, columns_ - panel * kCols<T>);
+          run_tile<T, false>(m, t);
+          for (int64_t i = 0; i < m; ++i) y_rows[i] += kCols<T>;
+        }
+      });
+    runs_.clear(), pixels_ = 0;
+  }
+
+  const Conv2dShape& s_;
+  const T *x_, *dy_;
+  const int64_t r_, columns_, panels_;
+  const bool x_packed_;   // where more than one panel reads it
+  const bool dy_packed_;  // with x, and where it does not fill its panels
+  T* const dw_;
+  const std::unique_ptr<T[]> memory_;
+  std::vector<Run> runs_;
+  int64_t pixels_ = 0;  // of the runs
+};
 
 }  // namespace
 
@@ -313,7 +372,7 @@ void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bo
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
-  pack_filter(s, panels, w, workspace);
+  pack_panels(panels, w, false, workspace);
   gather_conv(s.n, plan_forward(s), s.kh, s.kw, source, out, x, w, panels, workspace, b, relu, y);
 }
 
@@ -344,32 +403,20 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
 
 template <class T>
 int64_t conv2d_backward_w_workspace(const Conv2dShape& s) {
-  const int64_t slices = weight_slices<T>(s);
-  return backward_w_panels<T>(s).workspace() + (slices > 1 ? slices * s.kh * s.kw * s.c * s.k : 0);
+  const int64_t slices = WeightCut<T>(s).slices;
+  return slices > 1 ? slices * s.kh * s.kw * s.c * s.k : 0;
 }
 
 template <class T>
 void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace, Stream) {
-  const Panels<T> panels = backward_w_panels<T>(s);
   const ConvPlan plan = plan_forward(s);
-  const int64_t pixels = s.n * s.ho * s.wo, slices = weight_slices<T>(s), weights = s.kh * s.kw * s.c * s.k;
-  if (panels.first_packed < panels.count()) {
-    T* packed = panels.packed(workspace, panels.first_packed);
-    parallel_chunks(pixels, 1024, [&](int64_t begin, int64_t end) {
-      pack_panel(dy + begin * s.k, end - begin, s.k, s.k, false, panels.first_packed * kCols<T>, packed + begin * kCols<T>);
-    });
-  }
-
-  T* partials = slices > 1 ? workspace + panels.workspace() : dw;
-  const WeightItem<T> g{s, plan, x, dy, panels, workspace};
-  parallel_for(slices * s.kh * panels.count(), [&](int64_t item) {
-    const int64_t panel = item % panels.count(), r = item / panels.count() % s.kh, slice = item / panels.count() / s.kh;
-    T* partial = partials + slice * weights;
-    const int64_t width = std::min<int64_t>(kCols<T>, s.k - panel * kCols<T>);
-    for (int64_t row = r * s.kw * s.c; row < (r + 1) * s.kw * s.c; ++row)
-      std::fill_n(partial + row * s.k + panel * kCols<T>, width, T(0));
-    std::vector<Run> runs((s.n * s.ho + slices - 1) / slices + 1);
-    accumulate_weights(g, r, panel, slice, slices, partial, runs.data());
+  const WeightCut<T> cut(s);
+  const int64_t slices = cut.slices, weights = s.kh * s.kw * s.c * s.k;
+  T* partials = slices > 1 ? workspace : dw;
+  parallel_for(cut.items, [&](int64_t item) {
+    const int64_t group = item % cut.groups, r = item / cut.groups % s.kh, slice = item / cut.groups / s.kh;
+    const int64_t left = cut.panels * group / cut.groups, right = cut.panels * (group + 1) / cut.groups;
+    WeightItem<T>(s, x, dy, r, left, right, partials + slice * weights).add(plan, slice, slices);
   });
 
   if (slices > 1)

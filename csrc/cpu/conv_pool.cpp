@@ -195,7 +195,7 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
-  pack_filter(s, panels, w, workspace);
+  pack_panels(panels, w, false, workspace);
   const Geometry g(shape);
   const Blocks blocks(p);
   const size_t col_classes = g.plan.cols.size(), classes = g.plan.rows.size() * col_classes;

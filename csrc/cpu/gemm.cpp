@@ -1,87 +1,113 @@
 // GEMM: y (M, N) = relu?(alpha * op(a) op(b) + beta * c + bias).
 //
-// A unit of work is up to kChunk row tiles by one panel of kCols columns of y. Its panel of b (K x kCols) is read once per
-// tile and stays in L2, a long one in blocks of kDepth rows; the rows of a come from L1, and are copied first where they
-// would not stay there. Work: 2 M N K flops, bound by arithmetic for M and N over some 50, by reading b below.
+// A unit of work is a chunk of y's rows by a group of b's panels. The sum goes in blocks of terms: a block of the chunk's
+// rows is packed as the tiles read it and stays in L2 while the panels pass by, each read from L1 by all tiles but the
+// first. Work: 2 M N K flops, bound by arithmetic for M and N over some 50, by reading b below.
+#include <memory>
 #include <stdexcept>
 
 #include "../ops.h"
-#include "parallel.h"
-#include "tile.h"
+#include "panels.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-constexpr int64_t kChunk = 8;            // row tiles per item
-constexpr int64_t kDepth = 1024;         // terms of a sum that a panel's tiles add up in turn
+constexpr int64_t kChunk = 16;           // row tiles per item at the most
+constexpr int64_t kChunks = 8;           // items that the rows are cut into before they get that high
+constexpr int64_t kGroup = 16;           // panels per item at the least, and twice as many at the most
+constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
+constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
-
-// a's rows as they lie, and as the tiles read them. Rows a multiple of 4 KiB apart begin in one and the same set of the L1
-// cache, which has no room for a tile's: they are copied a line further apart, where enough panels will read the copy.
-template <class T>
-struct RowsOfA {
-  int64_t rows, length, ld;
-  explicit RowsOfA(const GemmShape& s)
-      : rows(s.transpose_a ? s.k : s.m), length(s.transpose_a ? s.m : s.k), ld(length + (copied(s) ? kAlign<T> : 0)) {}
-
-  bool copied(const GemmShape& s) const {
-    return length > 0 && length * sizeof(T) % 4096 == 0 && s.m >= kRows && s.n >= 8 * kCols<T>;
-  }
-  bool copied() const { return ld != length; }
-  int64_t workspace() const { return copied() ? rows * ld : 0; }
-
-  const T* copy(const T* a, T* workspace) const {
-    parallel_chunks(rows, std::max<int64_t>((1 << 14) / length, 1), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) std::copy_n(a + i * length, length, workspace + i * ld);
-    });
-    return workspace;
-  }
-};
 
 template <class T>
 Panels<T> panels_of_b(const GemmShape& s) {
   return Panels<T>(s.k, s.n, s.transpose_b, s.m);
 }
 
+// How y is cut into items, by the shape alone; no bit of the result depends on it.
+template <class T>
+struct Cut {
+  int64_t chunks, groups;  // of rows, of panels
+  explicit Cut(const GemmShape& s) {
+    const int64_t panels = panel_count(s.n, kCols<T>);
+    const int64_t chunk = kRows * std::clamp<int64_t>((s.m + kRows * kChunks - 1) / (kRows * kChunks), 1, kChunk);
+    chunks = (s.m + chunk - 1) / chunk;
+    // Rows that are not packed gain nothing by more panels than are worth a thread's while.
+    const int64_t worth = kLeastWork / std::max<int64_t>(std::min(s.m, chunk) * s.k * kCols<T>, 1);
+    const int64_t least = s.transpose_a || panels >= kPacked ? kGroup : 1;
+    groups = std::max<int64_t>(panels / std::max({worth, least, int64_t(1)}), 1);
+  }
+};
+
 template <class T>
 struct Product {
   const GemmShape& s;
-  const T* a;
-  int64_t lda;
-  const T *c, *bias;
+  const T *a, *b, *c, *bias;
   T alpha, beta;
   bool relu;
-  T* y;
+  T *y, *workspace;
+  const Panels<T>& panels;
 };
 
-// Rows [first, first + count), kChunk tiles at the most, by one panel: b, ldb and n of t.
-template <class T, bool Gathered>
-void gemm_panel(const Product<T>& g, int64_t first, int64_t count, int64_t column, TileArgs<T>& t) {
+// Rows [first, first + count) of op(a), terms [k, k + depth): tile after tile, each with its rows side by side for one term
+// after the other.
+template <class T>
+void pack_rows(const GemmShape& s, const T* a, int64_t first, int64_t count, int64_t k, int64_t depth, T* packed) {
+  for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
+    pack_side_by_side(s.transpose_a ? a + k * s.m + first + begin : a + (first + begin) * s.k + k, s.transpose_a ? s.m : s.k,
+                      s.transpose_a, m, depth, packed + begin * depth);
+  });
+}
+
+// Rows [first, first + count) by panels [left, right).
+template <class T>
+void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, int64_t right) {
   const GemmShape& s = g.s;
-  alignas(64) T sums[kChunk * kRows * kCols<T>];
-  const T* rows[kRows];
-  const T* c_rows[kRows];
-  T* y_rows[kRows];
+  const bool packed = s.transpose_a || right - left >= kPacked;
+  const int64_t blocks = std::max<int64_t>((s.k + kDepth - 1) / kDepth, 1), longest = (s.k + blocks - 1) / blocks;
+  const int64_t sums_size = blocks > 1 ? count * (right - left) * kCols<T> : 0;
+  const std::unique_ptr<T[]> memory(new T[size_t(sums_size + (packed ? count * longest : 0) + 2 * kAlign<T>)]);
+  T* const sums = aligned(memory.get());
+  T* const packed_rows = sums + sums_size;
+
+  const T* rows[kAdjacentRows];
+  const T* c_rows[kAdjacentRows];
+  T* y_rows[kAdjacentRows];
   Run run{};
-  t.rows = rows, t.step = g.lda, t.runs = &run, t.run_count = 1, t.y = y_rows, t.c = g.c ? c_rows : nullptr;
-  t.bias = g.bias ? g.bias + column : nullptr, t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
-  const int64_t depth = s.k <= 2 * kDepth ? s.k : kDepth;
-  int64_t k = 0;
-  do {
-    run = {Gathered ? k : k * g.lda, k, std::min(depth, s.k - k)};
-    for_tiles(count, [&](int64_t begin, int64_t m) {
-      const int64_t i = first + begin;
-      for (int64_t r = 0; r < m; ++r) {
-        rows[r] = Gathered ? g.a + (i + r) * g.lda : g.a + i + r;
-        c_rows[r] = g.c ? g.c + (i + r) * s.n + column : nullptr;
-        y_rows[r] = g.y + (i + r) * s.n + column;
-      }
-      t.start = k > 0 ? sums + begin * kCols<T> : nullptr;
-      t.stop = k + run.length < s.k ? sums + begin * kCols<T> : nullptr;
-      run_tile<T, Gathered>(m, t);
-    });
-    k += run.length;
-  } while (k < s.k);
+  TileArgs<T> t{};
+  t.rows = rows, t.runs = &run, t.run_count = 1, t.y = y_rows, t.c = g.c ? c_rows : nullptr;
+  t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t k = s.k * block / blocks, depth = s.k * (block + 1) / blocks - k;
+    run = {0, k, depth};
+    if (packed) pack_rows(s, g.a, first, count, k, depth, packed_rows);
+    for (int64_t panel = left; panel < right; ++panel) {
+      const int64_t column = panel * kCols<T>;
+      g.panels.select(t, g.b, g.workspace, panel);
+      t.bias = g.bias ? g.bias + column : nullptr;
+      const auto next_rows = [&](int64_t begin, int64_t m) {
+        for (int64_t r = 0, at = (first + begin) * s.n + column; r < m; ++r, at += s.n) {
+          c_rows[r] = g.c ? g.c + at : nullptr;
+          y_rows[r] = g.y + at;
+        }
+        T* const sum = sums + ((panel - left) * count + begin) * kCols<T>;
+        t.start = block > 0 ? sum : nullptr;
+        t.stop = block < blocks - 1 ? sum : nullptr;
+      };
+      if (packed)
+        for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
+          next_rows(begin, m);
+          rows[0] = packed_rows + begin * depth, t.step = m;
+          run_tile<T, false>(m, t);
+        });
+      else
+        for_tiles(count, [&](int64_t begin, int64_t m) {
+          next_rows(begin, m);
+          for (int64_t r = 0; r < m; ++r) rows[r] = g.a + (first + begin + r) * s.k + k;
+          run_tile<T, true>(m, t);
+        });
+    }
+  }
 }
 
 }  // namespace
@@ -95,34 +121,20 @@ void check_precision(Precision precision) {
 
 template <class T>
 int64_t gemm_workspace(const GemmShape& s) {
-  return panels_of_b<T>(s).workspace() + RowsOfA<T>(s).workspace();
+  return panels_of_b<T>(s).workspace();
 }
 
 template <class T>
 void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y,
           T* workspace, Stream) {
   const Panels<T> panels = panels_of_b<T>(s);
-  const RowsOfA<T> rows(s);
-  // Items of several panels where one is little work: by the shape alone.
-  const auto panels_per_item = [&](int64_t height) {
-    return std::max<int64_t>(kLeastWork / std::max<int64_t>(height * s.k * kCols<T>, 1), 1);
-  };
-  parallel_chunks(panels.count() - panels.first_packed, panels_per_item(1), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = panels.first_packed + begin; panel < panels.first_packed + end; ++panel)
-      pack_panel(b, s.k, s.n, s.transpose_b ? s.k : s.n, s.transpose_b, panel * kCols<T>, panels.packed(workspace, panel));
-  });
-  if (rows.copied()) a = rows.copy(a, workspace + panels.workspace());
-
-  const Product<T> g{s, a, rows.ld, beta == T(0) ? nullptr : c, bias, alpha, beta, relu, y};
-  const int64_t chunk = kRows * kChunk, chunks = (s.m + chunk - 1) / chunk;
-  const int64_t width = panels_per_item(std::min(s.m, chunk)), across = (panels.count() + width - 1) / width;
-  parallel_for(chunks * across, [&](int64_t item) {
-    const int64_t row = item / across * chunk, first = item % across * width;
-    for (int64_t panel = first; panel < std::min(first + width, panels.count()); ++panel) {
-      TileArgs<T> t{};
-      panels.select(t, b, workspace, panel);
-      (s.transpose_a ? gemm_panel<T, false> : gemm_panel<T, true>)(g, row, std::min(chunk, s.m - row), panel * kCols<T>, t);
-    }
+  pack_panels(panels, b, s.transpose_b, workspace);
+  const Product<T> g{s, a, b, beta == T(0) ? nullptr : c, bias, alpha, beta, relu, y, workspace, panels};
+  const Cut<T> cut(s);
+  parallel_for(cut.chunks * cut.groups, [&](int64_t item) {
+    const int64_t row = item / cut.groups, column = item % cut.groups;
+    const int64_t first = s.m * row / cut.chunks, left = panels.count() * column / cut.groups;
+    gemm_item(g, first, s.m * (row + 1) / cut.chunks - first, left, panels.count() * (column + 1) / cut.groups);
   });
 }
 

@@ -42,6 +42,17 @@ inline void store(T* p, V<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// Brings the line at p, which need not be memory, into the L1 cache.
+template <class T>
+inline void prefetch(const T* p) {
+  __builtin_prefetch(p);
+}
+
+template <class T>
+inline void prefetch_to_write(T* p) {
+  __builtin_prefetch(p, 1);
+}
+
 // The first n of a vector's elements, 0 <= n <= kWidth; the others are read as zero and not written.
 template <class T>
 inline V<T> load(const T* p, int64_t n) {
@@ -98,6 +109,21 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
   return _mm256_fmadd_pd(a, b, c);
 #else
   return a * b + c;
+#endif
+}
+
+// The same with a number from memory. Where the machine has it, the instruction itself loads and broadcasts it, without a
+// register in between; the compiler would load once for two uses.
+template <class T>
+inline V<T> multiply_add(const T* a, V<T> b, V<T> c) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+  else
+    asm("vfmadd231pd %2%{1to8%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+  return c;
+#else
+  return multiply_add(broadcast(*a), b, c);
 #endif
 }
 

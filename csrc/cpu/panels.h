@@ -1,0 +1,144 @@
+// The matrix b in panels of kCols columns each. A panel is read in place where it is whole and few tiles will read it, and
+// from a packed copy otherwise: rows of kCols side by side, so that a tile reads one stream; zeros past the last column.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <utility>
+
+#include "parallel.h"
+#include "tile.h"
+
+namespace fastnn::FASTNN_TARGET {
+
+template <class T>
+constexpr int64_t kAlign = 64 / int64_t(sizeof(T));
+
+template <class T>
+inline T* aligned(T* p) {
+  return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
+}
+
+inline int64_t panel_count(int64_t n, int64_t cols) {
+  return (n + cols - 1) / cols;
+}
+
+// The elements of two vectors in turn: those of their first halves, those of their second halves.
+template <class V, int... I>
+inline std::pair<V, V> interleave(V a, V b, std::integer_sequence<int, I...>) {
+  constexpr int W = sizeof...(I);
+  return {__builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...),
+          __builtin_shufflevector(a, b, (I / 2 + I % 2 * W + W / 2)...)};
+}
+
+// `count` vectors at most W, ld apart, become the columns of a block of W rows, each a whole vector, `step` apart. Each
+// round rotates the bits of an element's place, row and column together, by one: after log2(W) of them the two have changed
+// places.
+template <class T>
+inline void pack_transposed(const T* b, int64_t ld, int64_t count, T* packed, int64_t step) {
+  constexpr int W = simd::kWidth<T>;
+  simd::V<T> v[W], next[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) v[i] = i < count ? simd::load(b + i * ld) : simd::V<T>{};
+#pragma GCC unroll 4
+  for (int round = 1; round < W; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < W / 2; ++i)
+      std::tie(next[2 * i], next[2 * i + 1]) = interleave(v[i], v[i + W / 2], std::make_integer_sequence<int, W>{});
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) v[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) simd::store(packed + i * step, v[i]);
+}
+
+// Packs m rows of a (element (i, k) at a[i * ld + k], or of its transpose: at a[k * ld + i]) as adjacent ones: packed[k * m
+// + i], with room for a vector more.
+template <class T>
+void pack_side_by_side(const T* a, int64_t ld, bool transposed, int64_t m, int64_t depth, T* packed) {
+  constexpr int64_t W = simd::kWidth<T>;
+  // Whole vectors are stored; what is too much of one, a later one writes over.
+  if (transposed) {
+    const int64_t last = (m - 1) / W * W;
+    const simd::First<T> rest(m - last);
+    for (int64_t k = 0; k < depth; ++k, a += ld, packed += m) {
+      for (int64_t i = 0; i < last; i += W) simd::store(packed + i, simd::load(a + i));
+      simd::store(packed + last, rest.load(a + last));
+    }
+    return;
+  }
+  const int64_t whole = depth / W * W;
+  for (int64_t i = (m - 1) / W * W; i >= 0; i -= W)
+    for (int64_t k = 0; k < whole; k += W) pack_transposed(a + i * ld + k, ld, m - i, packed + k * m + i, m);
+  for (int64_t k = whole; k < depth; ++k)
+    for (int64_t i = 0; i < m; ++i) packed[k * m + i] = a[i * ld + k];
+}
+
+// Packs columns [j, j + kCols) of b (rows x n, or its transpose: element (k, j) at b[j * ld + k]).
+template <class T>
+void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed, int64_t j, T* packed) {
+  constexpr int W = simd::kWidth<T>;
+  const int64_t cols = std::min<int64_t>(kCols<T>, n - j);
+  if (transposed) {
+    for (int64_t first = 0; first < kCols<T>; first += W)
+      for (int64_t k = 0; k < rows; k += W) {
+        T* to = packed + k * kCols<T> + first;
+        if (k + W <= rows && first + W <= cols)
+          pack_transposed(b + (j + first) * ld + k, ld, W, to, kCols<T>);
+        else
+          for (int64_t r = 0; r < std::min<int64_t>(W, rows - k); ++r)
+            for (int64_t i = 0; i < W; ++i) to[r * kCols<T> + i] = first + i < cols ? b[(j + first + i) * ld + k + r] : T(0);
+      }
+    return;
+  }
+  const simd::First<T> low(std::min<int64_t>(cols, W)), high(std::max<int64_t>(cols - W, 1));
+  b += j;
+  for (int64_t k = 0; k < rows; ++k, b += ld, packed += kCols<T>) {
+    simd::store(packed, low.load(b));
+    simd::store(packed + W, cols > W ? high.load(b + W) : simd::V<T>{});
+  }
+}
+
+// Which panels of a (rows x n) matrix are packed, and where they lie.
+template <class T>
+struct Panels {
+  int64_t rows, n, first_packed;
+  // readers: how many rows of tiles will read each panel. Where b's own rows are short, packing pays late.
+  Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
+      : rows(rows), n(n), first_packed(transposed || readers >= (n <= 4 * kCols<T> ? 64 : 4) * kRows ? 0 : n / kCols<T>) {}
+
+  int64_t count() const { return panel_count(n, kCols<T>); }
+  int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
+  T* packed(T* workspace, int64_t panel) const { return aligned(workspace) + (panel - first_packed) * rows * kCols<T>; }
+
+  // Points t at the panel's b, ldb and n.
+  void select(TileArgs<T>& t, const T* b, T* workspace, int64_t panel) const {
+    const bool in_place = panel < first_packed;
+    t.b = in_place ? b + panel * kCols<T> : packed(workspace, panel);
+    t.ldb = in_place ? n : kCols<T>;
+    t.n = std::min<int64_t>(kCols<T>, n - panel * kCols<T>);
+  }
+};
+
+// Packs the panels that are to be. Rows are read whole, a few at a time: a panel's own part of each lies in another page.
+template <class T>
+void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* workspace) {
+  constexpr int64_t kElements = 1 << 14;  // that are worth a thread's while
+  const int64_t first = panels.first_packed, count = panels.count() - first;
+  if (transposed)
+    return parallel_chunks(count, std::max<int64_t>(kElements / std::max<int64_t>(panels.rows * kCols<T>, 1), 1),
+                           [&](int64_t begin, int64_t end) {
+                             for (int64_t panel = first + begin; panel < first + end; ++panel)
+                               pack_panel(b, panels.rows, panels.n, panels.rows, true, panel * kCols<T>,
+                                          panels.packed(workspace, panel));
+                           });
+  if (count == 0) return;
+  parallel_chunks(panels.rows, std::max<int64_t>(kElements / (count * kCols<T>), 16), [&](int64_t begin, int64_t end) {
+    for (int64_t panel = first; panel < first + count; ++panel)
+      pack_panel(b + begin * panels.n, end - begin, panels.n, panels.n, false, panel * kCols<T>,
+                 panels.packed(workspace, panel) + begin * kCols<T>);
+  });
+}
+
+}  // namespace fastnn::FASTNN_TARGET
