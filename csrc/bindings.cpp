@@ -5,10 +5,9 @@
 // the GIL and calls the kernel. Nothing is written before the last check has passed.
 #include "bindings.h"
 
-#include <deque>
 #include <vector>
 
-#include "array.h"
+#include "call.h"
 #include "ops.h"
 
 FASTNN_DECLARE_TARGET(FASTNN_TARGET)
@@ -16,153 +15,7 @@ FASTNN_DECLARE_TARGET(FASTNN_TARGET)
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-const char* type_name(char dtype) {
-  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : dtype == 'i' ? "int32" : "uint8";
-}
-
-// The arrays of one call. All float arrays share a type, which decides the kernel's.
-class Call {
- public:
-  explicit Call(const char* op) : op_(op) {}
-
-  const ArrayView& in(const char* name, py::handle array, const Sizes& shape) {
-    return checked(name, array, Access::kRead, &shape);
-  }
-  const ArrayView& out(const char* name, py::handle array, const Sizes& shape) {
-    return checked(name, array, Access::kWrite, &shape);
-  }
-  const ArrayView& in(const char* name, py::handle array) { return checked(name, array, Access::kRead, nullptr); }
-  const ArrayView& out(const char* name, py::handle array) { return checked(name, array, Access::kWrite, nullptr); }
-  const ArrayView* maybe_in(const char* name, py::handle array, const Sizes& shape) {
-    return array.is_none() ? nullptr : &in(name, array, shape);
-  }
-
-  const ArrayView* maybe_out(const char* name, py::handle array, const Sizes& shape) {
-    return array.is_none() ? nullptr : &out(name, array, shape);
-  }
-
-  const ArrayView& in_int32(const char* name, py::handle array, const Sizes& shape) {
-    return integers('i', name, array, shape, Access::kRead);
-  }
-  const ArrayView& out_int32(const char* name, py::handle array, const Sizes& shape) {
-    return integers('i', name, array, shape, Access::kWrite);
-  }
-  const ArrayView& in_uint8(const char* name, py::handle array, const Sizes& shape) {
-    return integers('B', name, array, shape, Access::kRead);
-  }
-  const ArrayView& out_uint8(const char* name, py::handle array, const Sizes& shape) {
-    return integers('B', name, array, shape, Access::kWrite);
-  }
-
-  // Always float64, apart from the type that decides the kernel's.
-  const ArrayView& in_float64(const char* name, py::handle array, const Sizes& shape) {
-    const ArrayView& v = view(name, array, Access::kRead, &shape);
-    if (v.dtype() != 'd')
-      throw py::type_error(std::string(op_) + ": " + name + " must be float64, got " + type_name(v.dtype()));
-    return v;
-  }
-
-  int64_t itemsize() const { return dtype_ == 'd' ? 8 : 4; }
-
-  [[noreturn]] void fail(const std::string& what) const { throw py::value_error(std::string(op_) + ": " + what); }
-
-  // Calls kernel(T()) without the GIL.
-  template <class F>
-  void run(F&& kernel) {
-    for (const ArrayView& a : views_)
-      for (const ArrayView& b : views_)
-        if (&a != &b && a.written() && a.overlaps(b)) fail(std::string(a.name()) + " shares memory with " + b.name());
-    const py::gil_scoped_release release;
-    if (dtype_ == 'f')
-      kernel(float());
-    else
-      kernel(double());
-  }
-
- private:
-  const ArrayView& view(const char* name, py::handle array, Access access, const Sizes* shape) {
-    const ArrayView& v = views_.emplace_back(op_, name, array, access);
-    if (shape && !(v.shape() == *shape))
-      fail(std::string(name) + " must have shape " + text(*shape) + ", got " + text(v.shape()));
-    return v;
-  }
-
-  const ArrayView& checked(const char* name, py::handle array, Access access, const Sizes* shape) {
-    const ArrayView& v = view(name, array, access, shape);
-    const char dtype = v.dtype();
-    if (dtype == 'i' || dtype == 'B')
-      throw py::type_error(std::string(op_) + ": " + name + " must be float32 or float64, got " + type_name(dtype));
-    if (!dtype_) dtype_ = dtype, first_ = name;
-    if (dtype != dtype_)
-      throw py::type_error(std::string(op_) + ": " + name + " is " + type_name(dtype) + " but " + first_ + " is " +
-                           type_name(dtype_));
-    return v;
-  }
-
-  const ArrayView& integers(char dtype, const char* name, py::handle array, const Sizes& shape, Access access) {
-    const ArrayView& v = view(name, array, access, &shape);
-    if (v.dtype() != dtype)
-      throw py::type_error(std::string(op_) + ": " + name + " must be " + type_name(dtype) + ", got " +
-                           type_name(v.dtype()));
-    return v;
-  }
-
-  const char* op_;
-  const char* first_ = nullptr;
-  char dtype_ = 0;
-  std::deque<ArrayView> views_;  // a deque never moves its elements
-};
-
-template <class T>
-T* get(const ArrayView& v) {
-  return reinterpret_cast<T*>(v.data());
-}
-template <class T>
-T* get(const ArrayView* v) {
-  return v ? get<T>(*v) : nullptr;
-}
-
-Stream to_stream(uintptr_t stream) {
-  return reinterpret_cast<Stream>(stream);
-}
-
-// Calls sizes(T()) for the element type of `itemsize` bytes: how many elements of workspace an op wants.
-template <class F>
-int64_t workspace_size(int64_t itemsize, F&& sizes) {
-  return itemsize == 4 ? sizes(float()) : sizes(double());
-}
-
-template <class F>
-const ArrayView& workspace(Call& call, py::handle array, F&& sizes) {
-  const ArrayView& v = call.out("workspace", array);
-  const int64_t needed = workspace_size(call.itemsize(), sizes);
-  if (v.size() < needed)
-    call.fail("workspace has " + std::to_string(v.size()) + " elements, needs " + std::to_string(needed));
-  return v;
-}
-
-// Rows and columns of an array whose last axis is its columns.
-struct Matrix {
-  int64_t rows, cols;
-};
-
-Matrix as_matrix(const Call& call, const ArrayView& v) {
-  if (v.rank() == 0 || v.dim(-1) == 0)
-    call.fail(std::string(v.name()) + " has no last axis or an empty one: shape " + text(v.shape()));
-  return {v.size() / v.dim(-1), v.dim(-1)};
-}
-
-// As (batch, everything else).
-Matrix as_batch(const Call& call, const ArrayView& v) {
-  const Sizes shape = v.shape();
-  if (shape.size() == 0 || (v.size() == 0 && shape[0] != 0))
-    call.fail(std::string(v.name()) + " has nothing to average: shape " + text(shape));
-  int64_t cols = 1;
-  for (size_t i = 1; i < shape.size(); ++i) cols *= shape[i];
-  return {shape[0], cols};
-}
-
-void check_labels(const Call& call, const Matrix& m, const ArrayView& labels, uintptr_t stream) {
+void check_labels(const Call& call, const Matrix& m, const ArrayView* labels, uintptr_t stream) {
   const BadLabel bad = find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
   if (bad.position >= 0)
     call.fail("label " + std::to_string(bad.label) + " at position " + std::to_string(bad.position) + " is not in [0, " +
@@ -203,14 +56,14 @@ void bind_gemm(py::module_& m) {
   m.def("gemm", [](const GemmShape& s, Array a, Array b, Array c, Array bias, double alpha, double beta, bool relu, Array y,
                    Array scratch, uintptr_t stream) {
     Call call("gemm");
-    const auto& va = call.in("a", a, s.transpose_a ? Pair{s.k, s.m} : Pair{s.m, s.k});
-    const auto& vb = call.in("b", b, s.transpose_b ? Pair{s.n, s.k} : Pair{s.k, s.n});
+    const auto* va = call.in("a", a, s.transpose_a ? Pair{s.k, s.m} : Pair{s.m, s.k});
+    const auto* vb = call.in("b", b, s.transpose_b ? Pair{s.n, s.k} : Pair{s.k, s.n});
     const auto* vc = call.maybe_in("c", c, {s.m, s.n});
     const auto* v_bias = call.maybe_in("bias", bias, {s.n});
-    const auto& vy = call.out("out", y, {s.m, s.n});
+    const auto* vy = call.out("out", y, {s.m, s.n});
     check_product(call, s.precision);
-    const auto& space = workspace(call, scratch, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
-    call.run([&](auto t) {
+    const auto* space = workspace(call, scratch, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
+    call.run([=](auto t) {
       using T = decltype(t);
       gemm<T>(s, get<T>(va), get<T>(vb), get<T>(vc), get<T>(v_bias), T(alpha), T(beta), relu, get<T>(vy), get<T>(space),
               to_stream(stream));
@@ -225,13 +78,13 @@ void bind_conv2d(py::module_& m) {
   m.def("conv2d_forward",
         [](const Conv2dShape& s, Array x, Array w, Array b, bool relu, Array y, Array scratch, uintptr_t stream) {
           Call call("conv2d");
-          const auto& vx = call.in("x", x, x_dims(s));
-          const auto& vw = call.in("w", w, w_dims(s));
+          const auto* vx = call.in("x", x, x_dims(s));
+          const auto* vw = call.in("w", w, w_dims(s));
           const auto* vb = call.maybe_in("b", b, {s.k});
-          const auto& vy = call.out("out", y, y_dims(s));
+          const auto* vy = call.out("out", y, y_dims(s));
           check_product(call, s.precision);
-          const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
-          call.run([&](auto t) {
+          const auto* space = workspace(call, scratch, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
+          call.run([=](auto t) {
             using T = decltype(t);
             conv2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<T>(space), to_stream(stream));
           });
@@ -241,12 +94,12 @@ void bind_conv2d(py::module_& m) {
   });
   m.def("conv2d_backward_x", [](const Conv2dShape& s, Array dy, Array w, Array dx, Array scratch, uintptr_t stream) {
     Call call("conv2d_backward_x");
-    const auto& v_dy = call.in("dy", dy, y_dims(s));
-    const auto& vw = call.in("w", w, w_dims(s));
-    const auto& v_dx = call.out("out", dx, x_dims(s));
+    const auto* v_dy = call.in("dy", dy, y_dims(s));
+    const auto* vw = call.in("w", w, w_dims(s));
+    const auto* v_dx = call.out("out", dx, x_dims(s));
     check_product(call, s.precision);
-    const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_backward_x_workspace<decltype(t)>(s); });
-    call.run([&](auto t) {
+    const auto* space = workspace(call, scratch, [&](auto t) { return conv2d_backward_x_workspace<decltype(t)>(s); });
+    call.run([=](auto t) {
       using T = decltype(t);
       conv2d_backward_x<T>(s, get<T>(v_dy), get<T>(vw), get<T>(v_dx), get<T>(space), to_stream(stream));
     });
@@ -256,12 +109,12 @@ void bind_conv2d(py::module_& m) {
   });
   m.def("conv2d_backward_w", [](const Conv2dShape& s, Array dy, Array x, Array dw, Array scratch, uintptr_t stream) {
     Call call("conv2d_backward_w");
-    const auto& v_dy = call.in("dy", dy, y_dims(s));
-    const auto& vx = call.in("x", x, x_dims(s));
-    const auto& v_dw = call.out("out", dw, w_dims(s));
+    const auto* v_dy = call.in("dy", dy, y_dims(s));
+    const auto* vx = call.in("x", x, x_dims(s));
+    const auto* v_dw = call.out("out", dw, w_dims(s));
     check_product(call, s.precision);
-    const auto& space = workspace(call, scratch, [&](auto t) { return conv2d_backward_w_workspace<decltype(t)>(s); });
-    call.run([&](auto t) {
+    const auto* space = workspace(call, scratch, [&](auto t) { return conv2d_backward_w_workspace<decltype(t)>(s); });
+    call.run([=](auto t) {
       using T = decltype(t);
       conv2d_backward_w<T>(s, get<T>(v_dy), get<T>(vx), get<T>(v_dw), get<T>(space), to_stream(stream));
     });
@@ -271,38 +124,38 @@ void bind_conv2d(py::module_& m) {
 void bind_pool2d(py::module_& m) {
   m.def("max_pool2d_forward", [](const Pool2dShape& s, Array x, Array y, Array argmax, uintptr_t stream) {
     Call call("max_pool2d");
-    const auto& vx = call.in("x", x, x_dims(s));
-    const auto& vy = call.out("y", y, y_dims(s));
-    const auto& va = call.out_int32("argmax", argmax, y_dims(s));
-    call.run([&](auto t) {
+    const auto* vx = call.in("x", x, x_dims(s));
+    const auto* vy = call.out("y", y, y_dims(s));
+    const auto* va = call.out_int32("argmax", argmax, y_dims(s));
+    call.run([=](auto t) {
       using T = decltype(t);
       max_pool2d_forward<T>(s, get<T>(vx), get<T>(vy), get<int32_t>(va), to_stream(stream));
     });
   });
   m.def("max_pool2d_backward", [](const Pool2dShape& s, Array dy, Array argmax, Array dx, uintptr_t stream) {
     Call call("max_pool2d_backward");
-    const auto& v_dy = call.in("dy", dy, y_dims(s));
-    const auto& va = call.in_int32("argmax", argmax, y_dims(s));
-    const auto& v_dx = call.out("dx", dx, x_dims(s));
-    call.run([&](auto t) {
+    const auto* v_dy = call.in("dy", dy, y_dims(s));
+    const auto* va = call.in_int32("argmax", argmax, y_dims(s));
+    const auto* v_dx = call.out("dx", dx, x_dims(s));
+    call.run([=](auto t) {
       using T = decltype(t);
       max_pool2d_backward<T>(s, get<T>(v_dy), get<int32_t>(va), get<T>(v_dx), to_stream(stream));
     });
   });
   m.def("avg_pool2d_forward", [](const Pool2dShape& s, Array x, Array y, uintptr_t stream) {
     Call call("avg_pool2d");
-    const auto& vx = call.in("x", x, x_dims(s));
-    const auto& vy = call.out("y", y, y_dims(s));
-    call.run([&](auto t) {
+    const auto* vx = call.in("x", x, x_dims(s));
+    const auto* vy = call.out("y", y, y_dims(s));
+    call.run([=](auto t) {
       using T = decltype(t);
       avg_pool2d_forward<T>(s, get<T>(vx), get<T>(vy), to_stream(stream));
     });
   });
   m.def("avg_pool2d_backward", [](const Pool2dShape& s, Array dy, Array dx, uintptr_t stream) {
     Call call("avg_pool2d_backward");
-    const auto& v_dy = call.in("dy", dy, y_dims(s));
-    const auto& v_dx = call.out("dx", dx, x_dims(s));
-    call.run([&](auto t) {
+    const auto* v_dy = call.in("dy", dy, y_dims(s));
+    const auto* v_dx = call.out("dx", dx, x_dims(s));
+    call.run([=](auto t) {
       using T = decltype(t);
       avg_pool2d_backward<T>(s, get<T>(v_dy), get<T>(v_dx), to_stream(stream));
     });
@@ -316,15 +169,15 @@ void bind_conv_pool(py::module_& m) {
   m.def("conv2d_max_pool2d_forward", [](const ConvPoolShape& s, Array x, Array w, Array b, bool relu, Array y, Array argmax,
                                         Array scratch, uintptr_t stream) {
     Call call("conv2d_max_pool2d");
-    const auto& vx = call.in("x", x, x_dims(s.conv));
-    const auto& vw = call.in("w", w, w_dims(s.conv));
+    const auto* vx = call.in("x", x, x_dims(s.conv));
+    const auto* vw = call.in("w", w, w_dims(s.conv));
     const auto* vb = call.maybe_in("b", b, {s.conv.k});
-    const auto& vy = call.out("y", y, y_dims(s.pool));
-    const auto& va = call.out_uint8("argmax", argmax, y_dims(s.pool));
+    const auto* vy = call.out("y", y, y_dims(s.pool));
+    const auto* va = call.out_uint8("argmax", argmax, y_dims(s.pool));
     check_product(call, s.conv.precision);
-    const auto& space =
+    const auto* space =
         workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_forward_workspace<decltype(t)>(s); });
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       conv2d_max_pool2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<uint8_t>(va), get<T>(space),
                                    to_stream(stream));
@@ -336,14 +189,14 @@ void bind_conv_pool(py::module_& m) {
   m.def("conv2d_max_pool2d_backward_x",
         [](const ConvPoolShape& s, Array dy, Array argmax, Array w, Array dx, Array scratch, uintptr_t stream) {
           Call call("conv2d_max_pool2d_backward_x");
-          const auto& v_dy = call.in("dy", dy, y_dims(s.pool));
-          const auto& va = call.in_uint8("argmax", argmax, y_dims(s.pool));
-          const auto& vw = call.in("w", w, w_dims(s.conv));
-          const auto& v_dx = call.out("out", dx, x_dims(s.conv));
+          const auto* v_dy = call.in("dy", dy, y_dims(s.pool));
+          const auto* va = call.in_uint8("argmax", argmax, y_dims(s.pool));
+          const auto* vw = call.in("w", w, w_dims(s.conv));
+          const auto* v_dx = call.out("out", dx, x_dims(s.conv));
           check_product(call, s.conv.precision);
-          const auto& space =
+          const auto* space =
               workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_backward_x_workspace<decltype(t)>(s); });
-          call.run([&](auto t) {
+          call.run([=](auto t) {
             using T = decltype(t);
             conv2d_max_pool2d_backward_x<T>(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vw), get<T>(v_dx), get<T>(space),
                                             to_stream(stream));
@@ -355,15 +208,15 @@ void bind_conv_pool(py::module_& m) {
   m.def("conv2d_max_pool2d_backward_w",
         [](const ConvPoolShape& s, Array dy, Array argmax, Array x, Array dw, Array db, Array scratch, uintptr_t stream) {
           Call call("conv2d_max_pool2d_backward_w");
-          const auto& v_dy = call.in("dy", dy, y_dims(s.pool));
-          const auto& va = call.in_uint8("argmax", argmax, y_dims(s.pool));
-          const auto& vx = call.in("x", x, x_dims(s.conv));
-          const auto& v_dw = call.out("dw", dw, w_dims(s.conv));
+          const auto* v_dy = call.in("dy", dy, y_dims(s.pool));
+          const auto* va = call.in_uint8("argmax", argmax, y_dims(s.pool));
+          const auto* vx = call.in("x", x, x_dims(s.conv));
+          const auto* v_dw = call.out("dw", dw, w_dims(s.conv));
           const auto* v_db = call.maybe_out("db", db, {s.conv.k});
           check_product(call, s.conv.precision);
-          const auto& space =
+          const auto* space =
               workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_backward_w_workspace<decltype(t)>(s); });
-          call.run([&](auto t) {
+          call.run([=](auto t) {
             using T = decltype(t);
             conv2d_max_pool2d_backward_w<T>(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vx), get<T>(v_dw), get<T>(v_db),
                                             get<T>(space), to_stream(stream));
@@ -372,25 +225,25 @@ void bind_conv_pool(py::module_& m) {
 }
 
 // An activation and its backward, which takes the forward's y.
-#define BIND_ELEMENTWISE(name)                                                                  \
-  m.def(#name "_forward", [](Array x, Array y, uintptr_t stream) {                              \
-    Call call(#name);                                                                           \
-    const auto& vx = call.in("x", x);                                                           \
-    const auto& vy = call.out("out", y, vx.shape());                                            \
-    call.run([&](auto t) {                                                                      \
-      using T = decltype(t);                                                                    \
-      name##_forward<T>(vx.size(), get<T>(vx), get<T>(vy), to_stream(stream));                  \
-    });                                                                                         \
-  });                                                                                           \
-  m.def(#name "_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {                  \
-    Call call(#name "_backward");                                                               \
-    const auto& vy = call.in("y", y);                                                           \
-    const auto& v_dy = call.in("dy", dy, vy.shape());                                           \
-    const auto& v_dx = call.out("dx", dx, vy.shape());                                          \
-    call.run([&](auto t) {                                                                      \
-      using T = decltype(t);                                                                    \
-      name##_backward<T>(vy.size(), get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream)); \
-    });                                                                                         \
+#define BIND_ELEMENTWISE(name)                                                                   \
+  m.def(#name "_forward", [](Array x, Array y, uintptr_t stream) {                               \
+    Call call(#name);                                                                            \
+    const auto* vx = call.in("x", x);                                                            \
+    const auto* vy = call.out("out", y, vx->shape());                                            \
+    call.run([=](auto t) {                                                                       \
+      using T = decltype(t);                                                                     \
+      name##_forward<T>(vx->size(), get<T>(vx), get<T>(vy), to_stream(stream));                  \
+    });                                                                                          \
+  });                                                                                            \
+  m.def(#name "_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {                   \
+    Call call(#name "_backward");                                                                \
+    const auto* vy = call.in("y", y);                                                            \
+    const auto* v_dy = call.in("dy", dy, vy->shape());                                           \
+    const auto* v_dx = call.out("dx", dx, vy->shape());                                          \
+    call.run([=](auto t) {                                                                       \
+      using T = decltype(t);                                                                     \
+      name##_backward<T>(vy->size(), get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream)); \
+    });                                                                                          \
   })
 
 void bind_activation(py::module_& m) {
@@ -399,21 +252,21 @@ void bind_activation(py::module_& m) {
   BIND_ELEMENTWISE(tanh);
   m.def("softmax_forward", [](Array x, Array y, uintptr_t stream) {
     Call call("softmax");
-    const auto& vx = call.in("x", x);
-    const auto& vy = call.out("y", y, vx.shape());
+    const auto* vx = call.in("x", x);
+    const auto* vy = call.out("y", y, vx->shape());
     const Matrix d = as_matrix(call, vx);
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       softmax_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(vy), to_stream(stream));
     });
   });
   m.def("softmax_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {
     Call call("softmax_backward");
-    const auto& vy = call.in("y", y);
-    const auto& v_dy = call.in("dy", dy, vy.shape());
-    const auto& v_dx = call.out("dx", dx, vy.shape());
+    const auto* vy = call.in("y", y);
+    const auto* v_dy = call.in("dy", dy, vy->shape());
+    const auto* v_dx = call.out("dx", dx, vy->shape());
     const Matrix d = as_matrix(call, vy);
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       softmax_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream));
     });
@@ -423,13 +276,13 @@ void bind_activation(py::module_& m) {
 void bind_loss(py::module_& m) {
   m.def("sparse_cross_entropy_forward", [](Array x, Array labels, Array loss, Array y, uintptr_t stream) {
     Call call("softmax_cross_entropy");
-    const auto& vx = call.in("x", x);
+    const auto* vx = call.in("x", x);
     const Matrix d = as_matrix(call, vx);
-    const auto& v_labels = call.in_int32("labels", labels, {d.rows});
-    const auto& v_loss = call.out("loss", loss, {d.rows});
-    const auto& vy = call.out("y", y, vx.shape());
+    const auto* v_labels = call.in_int32("labels", labels, {d.rows});
+    const auto* v_loss = call.out("loss", loss, {d.rows});
+    const auto* vy = call.out("y", y, vx->shape());
     check_labels(call, d, v_labels, stream);
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       sparse_cross_entropy_forward<T>(d.rows, d.cols, get<T>(vx), get<int32_t>(v_labels), get<T>(v_loss), get<T>(vy),
                                       to_stream(stream));
@@ -437,13 +290,13 @@ void bind_loss(py::module_& m) {
   });
   m.def("sparse_cross_entropy_backward", [](Array dloss, Array y, Array labels, Array dx, uintptr_t stream) {
     Call call("softmax_cross_entropy_backward");
-    const auto& vy = call.in("y", y);
+    const auto* vy = call.in("y", y);
     const Matrix d = as_matrix(call, vy);
-    const auto& v_dloss = call.in("dloss", dloss, {d.rows});
-    const auto& v_labels = call.in_int32("labels", labels, {d.rows});
-    const auto& v_dx = call.out("dx", dx, vy.shape());
+    const auto* v_dloss = call.in("dloss", dloss, {d.rows});
+    const auto* v_labels = call.in_int32("labels", labels, {d.rows});
+    const auto* v_dx = call.out("dx", dx, vy->shape());
     check_labels(call, d, v_labels, stream);
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       sparse_cross_entropy_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<int32_t>(v_labels), get<T>(v_dx),
                                        to_stream(stream));
@@ -451,47 +304,47 @@ void bind_loss(py::module_& m) {
   });
   m.def("cross_entropy_forward", [](Array x, Array target, Array loss, Array y, uintptr_t stream) {
     Call call("softmax_cross_entropy");
-    const auto& vx = call.in("x", x);
+    const auto* vx = call.in("x", x);
     const Matrix d = as_matrix(call, vx);
-    const auto& vt = call.in("target", target, vx.shape());
-    const auto& v_loss = call.out("loss", loss, {d.rows});
-    const auto& vy = call.out("y", y, vx.shape());
-    call.run([&](auto t) {
+    const auto* vt = call.in("target", target, vx->shape());
+    const auto* v_loss = call.out("loss", loss, {d.rows});
+    const auto* vy = call.out("y", y, vx->shape());
+    call.run([=](auto t) {
       using T = decltype(t);
       cross_entropy_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(vt), get<T>(v_loss), get<T>(vy), to_stream(stream));
     });
   });
   m.def("cross_entropy_backward", [](Array dloss, Array y, Array target, Array dx, uintptr_t stream) {
     Call call("softmax_cross_entropy_backward");
-    const auto& vy = call.in("y", y);
+    const auto* vy = call.in("y", y);
     const Matrix d = as_matrix(call, vy);
-    const auto& v_dloss = call.in("dloss", dloss, {d.rows});
-    const auto& vt = call.in("target", target, vy.shape());
-    const auto& v_dx = call.out("dx", dx, vy.shape());
-    call.run([&](auto t) {
+    const auto* v_dloss = call.in("dloss", dloss, {d.rows});
+    const auto* vt = call.in("target", target, vy->shape());
+    const auto* v_dx = call.out("dx", dx, vy->shape());
+    call.run([=](auto t) {
       using T = decltype(t);
       cross_entropy_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<T>(vt), get<T>(v_dx), to_stream(stream));
     });
   });
   m.def("mean_squared_error_forward", [](Array x, Array target, Array loss, uintptr_t stream) {
     Call call("mean_squared_error");
-    const auto& vx = call.in("x", x);
+    const auto* vx = call.in("x", x);
     const Matrix d = as_batch(call, vx);
-    const auto& vt = call.in("target", target, vx.shape());
-    const auto& v_loss = call.out("loss", loss, {d.rows});
-    call.run([&](auto t) {
+    const auto* vt = call.in("target", target, vx->shape());
+    const auto* v_loss = call.out("loss", loss, {d.rows});
+    call.run([=](auto t) {
       using T = decltype(t);
       mean_squared_error_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(vt), get<T>(v_loss), to_stream(stream));
     });
   });
   m.def("mean_squared_error_backward", [](Array dloss, Array x, Array target, Array dx, uintptr_t stream) {
     Call call("mean_squared_error_backward");
-    const auto& vx = call.in("x", x);
+    const auto* vx = call.in("x", x);
     const Matrix d = as_batch(call, vx);
-    const auto& v_dloss = call.in("dloss", dloss, {d.rows});
-    const auto& vt = call.in("target", target, vx.shape());
-    const auto& v_dx = call.out("dx", dx, vx.shape());
-    call.run([&](auto t) {
+    const auto* v_dloss = call.in("dloss", dloss, {d.rows});
+    const auto* vt = call.in("target", target, vx->shape());
+    const auto* v_dx = call.out("dx", dx, vx->shape());
+    call.run([=](auto t) {
       using T = decltype(t);
       mean_squared_error_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vx), get<T>(vt), get<T>(v_dx),
                                      to_stream(stream));
@@ -503,16 +356,16 @@ void bind_norm(py::module_& m) {
   m.def("channel_workspace", [](int64_t rows, int64_t cols, int64_t itemsize) {
     return workspace_size(itemsize, [&](auto t) { return channel_workspace<decltype(t)>(rows, cols); });
   });
-  const auto channel_space = [](Call& call, const Matrix& d, Array scratch) -> const ArrayView& {
+  const auto channel_space = [](Call& call, const Matrix& d, Array scratch) -> const ArrayView* {
     return workspace(call, scratch, [&](auto t) { return channel_workspace<decltype(t)>(d.rows, d.cols); });
   };
   m.def("bias_backward", [=](Array dy, Array db, Array scratch, uintptr_t stream) {
     Call call("bias_backward");
-    const auto& v_dy = call.in("dy", dy);
+    const auto* v_dy = call.in("dy", dy);
     const Matrix d = as_matrix(call, v_dy);
-    const auto& v_db = call.out("db", db, {d.cols});
-    const auto& space = channel_space(call, d, scratch);
-    call.run([&](auto t) {
+    const auto* v_db = call.out("db", db, {d.cols});
+    const auto* space = channel_space(call, d, scratch);
+    call.run([=](auto t) {
       using T = decltype(t);
       bias_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(v_db), get<T>(space), to_stream(stream));
     });
@@ -520,16 +373,16 @@ void bind_norm(py::module_& m) {
   m.def("batch_norm_forward", [=](Array x, Array gamma, Array beta, double epsilon, Array y, Array mean, Array var,
                                   Array scratch, uintptr_t stream) {
     Call call("batch_norm");
-    const auto& vx = call.in("x", x);
+    const auto* vx = call.in("x", x);
     const Matrix d = as_matrix(call, vx);
-    if (d.rows == 0) call.fail("x has no rows to take statistics of: shape " + text(vx.shape()));
-    const auto& v_gamma = call.in("gamma", gamma, {d.cols});
-    const auto& v_beta = call.in("beta", beta, {d.cols});
-    const auto& vy = call.out("y", y, vx.shape());
-    const auto& v_mean = call.out("mean", mean, {d.cols});
-    const auto& v_var = call.out("var", var, {d.cols});
-    const auto& space = channel_space(call, d, scratch);
-    call.run([&](auto t) {
+    if (d.rows == 0) call.fail("x has no rows to take statistics of: shape " + text(vx->shape()));
+    const auto* v_gamma = call.in("gamma", gamma, {d.cols});
+    const auto* v_beta = call.in("beta", beta, {d.cols});
+    const auto* vy = call.out("y", y, vx->shape());
+    const auto* v_mean = call.out("mean", mean, {d.cols});
+    const auto* v_var = call.out("var", var, {d.cols});
+    const auto* space = channel_space(call, d, scratch);
+    call.run([=](auto t) {
       using T = decltype(t);
       batch_norm_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), epsilon, get<T>(vy), get<T>(v_mean),
                             get<T>(v_var), get<T>(space), to_stream(stream));
@@ -538,17 +391,17 @@ void bind_norm(py::module_& m) {
   m.def("batch_norm_backward", [=](Array dy, Array x, Array gamma, Array mean, Array var, double epsilon, Array dx,
                                    Array dgamma, Array dbeta, Array scratch, uintptr_t stream) {
     Call call("batch_norm_backward");
-    const auto& vx = call.in("x", x);
+    const auto* vx = call.in("x", x);
     const Matrix d = as_matrix(call, vx);
-    const auto& v_dy = call.in("dy", dy, vx.shape());
-    const auto& v_gamma = call.in("gamma", gamma, {d.cols});
-    const auto& v_mean = call.in("mean", mean, {d.cols});
-    const auto& v_var = call.in("var", var, {d.cols});
-    const auto& v_dx = call.out("dx", dx, vx.shape());
-    const auto& v_dgamma = call.out("dgamma", dgamma, {d.cols});
-    const auto& v_dbeta = call.out("dbeta", dbeta, {d.cols});
-    const auto& space = channel_space(call, d, scratch);
-    call.run([&](auto t) {
+    const auto* v_dy = call.in("dy", dy, vx->shape());
+    const auto* v_gamma = call.in("gamma", gamma, {d.cols});
+    const auto* v_mean = call.in("mean", mean, {d.cols});
+    const auto* v_var = call.in("var", var, {d.cols});
+    const auto* v_dx = call.out("dx", dx, vx->shape());
+    const auto* v_dgamma = call.out("dgamma", dgamma, {d.cols});
+    const auto* v_dbeta = call.out("dbeta", dbeta, {d.cols});
+    const auto* space = channel_space(call, d, scratch);
+    call.run([=](auto t) {
       using T = decltype(t);
       batch_norm_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(vx), get<T>(v_gamma), get<T>(v_mean), get<T>(v_var),
                              epsilon, get<T>(v_dx), get<T>(v_dgamma), get<T>(v_dbeta), get<T>(space), to_stream(stream));
@@ -557,14 +410,14 @@ void bind_norm(py::module_& m) {
   m.def("batch_norm_inference",
         [](Array x, Array gamma, Array beta, Array mean, Array var, double epsilon, Array y, uintptr_t stream) {
           Call call("batch_norm_inference");
-          const auto& vx = call.in("x", x);
+          const auto* vx = call.in("x", x);
           const Matrix d = as_matrix(call, vx);
-          const auto& v_gamma = call.in("gamma", gamma, {d.cols});
-          const auto& v_beta = call.in("beta", beta, {d.cols});
-          const auto& v_mean = call.in("mean", mean, {d.cols});
-          const auto& v_var = call.in("var", var, {d.cols});
-          const auto& vy = call.out("y", y, vx.shape());
-          call.run([&](auto t) {
+          const auto* v_gamma = call.in("gamma", gamma, {d.cols});
+          const auto* v_beta = call.in("beta", beta, {d.cols});
+          const auto* v_mean = call.in("mean", mean, {d.cols});
+          const auto* v_var = call.in("var", var, {d.cols});
+          const auto* vy = call.out("y", y, vx->shape());
+          call.run([=](auto t) {
             using T = decltype(t);
             batch_norm_inference<T>(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), get<T>(v_mean),
                                     get<T>(v_var), epsilon, get<T>(vy), to_stream(stream));
@@ -581,7 +434,7 @@ class TensorLists {
       if (list->size() != ws.size())
         call.fail(std::to_string(ws.size()) + " parameters but " + std::to_string(list->size()) + " " + name);
   }
-  const ArrayView& w(const py::list& ws, int64_t i) { return call_.out("w", ws[i]); }
+  const ArrayView* w(const py::list& ws, int64_t i) { return call_.out("w", ws[i]); }
   int64_t count() const { return count_; }
 
  private:
@@ -593,7 +446,7 @@ void bind_optimizer(py::module_& m) {
   m.def("sgd_step", [](const py::list& ws, const py::list& dws, const py::object& velocities, Array rates, double momentum,
                        bool nesterov, uintptr_t stream) {
     Call call("sgd_step");
-    const auto& v_rates = call.in_float64("rates", rates, {kRates});
+    const auto* v_rates = call.in_float64("rates", rates, {kRates});
     const bool has_velocity = !velocities.is_none();
     const py::list slots = has_velocity ? velocities.cast<py::list>() : ws;
     TensorLists lists(call, ws, {{"gradients", &dws}, {"velocities", &slots}});
@@ -602,11 +455,11 @@ void bind_optimizer(py::module_& m) {
     };
     std::vector<Views> views;
     for (int64_t i = 0; i < lists.count(); ++i) {
-      const ArrayView& w = lists.w(ws, i);
+      const ArrayView* w = lists.w(ws, i);
       views.push_back(
-          {&w, &call.in("dw", dws[i], w.shape()), has_velocity ? &call.out("velocity", slots[i], w.shape()) : nullptr});
+          {w, call.in("dw", dws[i], w->shape()), has_velocity ? call.out("velocity", slots[i], w->shape()) : nullptr});
     }
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       std::vector<SgdTensor<T>> tensors;
       for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.velocity)});
@@ -616,18 +469,18 @@ void bind_optimizer(py::module_& m) {
   m.def("adam_step", [](const py::list& ws, const py::list& dws, const py::list& ms, const py::list& vs, Array rates,
                         double beta_1, double beta_2, double epsilon, uintptr_t stream) {
     Call call("adam_step");
-    const auto& v_rates = call.in_float64("rates", rates, {kRates});
+    const auto* v_rates = call.in_float64("rates", rates, {kRates});
     TensorLists lists(call, ws, {{"gradients", &dws}, {"first moments", &ms}, {"second moments", &vs}});
     struct Views {
       const ArrayView *w, *dw, *m, *v;
     };
     std::vector<Views> views;
     for (int64_t i = 0; i < lists.count(); ++i) {
-      const ArrayView& w = lists.w(ws, i);
+      const ArrayView* w = lists.w(ws, i);
       views.push_back(
-          {&w, &call.in("dw", dws[i], w.shape()), &call.out("m", ms[i], w.shape()), &call.out("v", vs[i], w.shape())});
+          {w, call.in("dw", dws[i], w->shape()), call.out("m", ms[i], w->shape()), call.out("v", vs[i], w->shape())});
     }
-    call.run([&](auto t) {
+    call.run([=](auto t) {
       using T = decltype(t);
       std::vector<AdamTensor<T>> tensors;
       for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.m), get<T>(v.v)});
@@ -640,6 +493,10 @@ void bind_optimizer(py::module_& m) {
 }  // namespace
 
 void bind_ops(py::module_& m) {
+  py::class_<Tape>(m, "Tape", py::module_local())
+      .def(py::init())
+      .def("record", &Tape::record)
+      .def("launch", &Tape::launch, py::call_guard<py::gil_scoped_release>());
   bind_gemm(m);
   bind_conv2d(m);
   bind_pool2d(m);

@@ -193,17 +193,20 @@ def test_a_frozen_normalization_trains_unrecorded(batches, recorded):
 
 
 def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
-    tapes = []
-    init = _backend.Tape.__init__
-    monkeypatch.setattr(_backend.Tape, "__init__", lambda self, *a: tapes.append(self) or init(self, *a))
+    given_to_kernels = []
+    call = _backend.Tape._call
+    monkeypatch.setattr(
+        _backend.Tape, "_call", lambda self, *a: given_to_kernels.extend(a[1:]) or call(self, *a)
+    )
     model = made(convolutional, "auto")
     given = {id(w) for w in model.weights}
     for x, y in batches[:3]:
         model.train_on_batch(x, y)
-    for call in (call for tape in tapes for call in tape._calls):
-        for array in (a for a in call.args if isinstance(a, np.ndarray) and a.size):
-            base = array if array.base is None else array.base
-            assert array.ctypes.data % 64 == 0 or id(base) in given
+    arrays = [a for a in given_to_kernels if isinstance(a, np.ndarray) and a.size]
+    assert len(arrays) > 20
+    for array in arrays:
+        base = array if array.base is None else array.base
+        assert array.ctypes.data % 64 == 0 or id(base) in given
     assert recorded == [True]
     monkeypatch.setattr(_backend.Tape, "MOST", 5000)
     for x, _ in batches:

@@ -191,9 +191,9 @@ class Tape:
 
     def __init__(self, work: Callable[[], None], known: Iterable[Any]) -> None:
         self._memory = {id(root): root for root in map(_root, known)}
-        self._calls: list[partial[Any]] = []
         self._bytes = 0
         real = _host(_host_name)
+        self._tape = real.native.Tape()
         _recording.backend = real._replace(
             native=_Native(real.native, self._call), xp=_Memory(real.xp, self._know)
         )
@@ -207,8 +207,7 @@ class Tape:
         return self._memory.values()
 
     def launch(self) -> None:
-        for call in self._calls:
-            call()
+        self._tape.launch()
 
     def _know(self, array: Any) -> None:
         self._bytes += array.nbytes
@@ -222,9 +221,7 @@ class Tape:
                 isinstance(argument, np.ndarray) and id(_root(argument)) not in self._memory
             ):
                 raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
-        call = partial(kernel, *arguments)
-        call()
-        self._calls.append(call)
+        self._tape.record(kernel, *arguments)
 
 
 def _root(array: Any) -> Any:

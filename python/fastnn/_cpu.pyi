@@ -1,6 +1,7 @@
 """What csrc/bindings.cpp and csrc/bind_shapes.cpp define. Every array argument is C-contiguous; results are written in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ._typing import Array, Shape
 
@@ -12,6 +13,13 @@ isas: list[str]
 
 def set_num_threads(count: int) -> None: ...
 def get_num_threads() -> int: ...
+
+class Tape:
+    """Kernels that were recorded, with their arrays; launch calls them again, in order."""
+
+    def __init__(self) -> None: ...
+    def record(self, function: Callable[..., None], *arguments: Any) -> None: ...
+    def launch(self) -> None: ...
 
 class GemmShape:
     def __init__(

@@ -79,13 +79,13 @@ def check_inputs(model: Sequential, samples: Any) -> Array:
     x: Array = samples if isinstance(samples, model.xp.ndarray) else _backend.to_host(samples)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
-    if not x.ndim or not len(x):
-        raise ValueError(f"x must hold at least one sample, got shape {x.shape}")
+    shape = x.shape
+    if not shape or not shape[0]:
+        raise ValueError(f"x must hold at least one sample, got shape {shape}")
     if not model.built:
-        model.build((None, *x.shape[1:]))
-    if x.shape[1:] != model.input_shape[1:]:
-        wanted = ", ".join(("N", *map(str, model.input_shape[1:])))
-        raise ValueError(f"the model takes x of shape ({wanted}), got {x.shape}")
+        model.build((None, *shape[1:]))
+    if shape[1:] != (sample := model.input_shape[1:]):
+        raise ValueError(f"the model takes x of shape ({', '.join(('N', *map(str, sample)))}), got {shape}")
     return x
 
 

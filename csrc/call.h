@@ -1,0 +1,194 @@
+// The call of a kernel: its arrays, what is checked of them, and where it is kept to be made again.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <string>
+#include <utility>
+
+#include "array.h"
+#include "ops.h"
+
+namespace fastnn::FASTNN_TARGET {
+namespace {
+
+inline const char* type_name(char dtype) {
+  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : dtype == 'i' ? "int32" : "uint8";
+}
+
+// Kernels in the order in which they were called, each with its arrays: played back, they run without Python between them.
+class Tape {
+ public:
+  // Calls a function of this module; its kernel runs, and joins the tape.
+  void record(const py::object& function, const py::args& arguments) {
+    struct Recording {
+      Tape* const before;
+      explicit Recording(Tape* tape) : before(recording_) { recording_ = tape; }
+      ~Recording() { recording_ = before; }
+    } recording(this);
+    function(*arguments);
+  }
+
+  void launch() const {
+    for (const Entry& entry : entries_) entry.kernel();
+  }
+
+  static Tape* recording() { return recording_; }
+
+  void add(std::function<void()> kernel, std::deque<ArrayView>&& arrays) {
+    entries_.push_back({std::move(kernel), std::move(arrays)});
+  }
+
+ private:
+  struct Entry {
+    std::function<void()> kernel;
+    std::deque<ArrayView> arrays;  // what the kernel points to, and memory that must not go away
+  };
+  std::deque<Entry> entries_;
+  static inline thread_local Tape* recording_ = nullptr;
+};
+
+// The arrays of one call. All float arrays share a type, which decides the kernel's.
+class Call {
+ public:
+  explicit Call(const char* op) : op_(op) {}
+
+  const ArrayView* in(const char* name, py::handle array, const Sizes& shape) {
+    return checked(name, array, Access::kRead, &shape);
+  }
+  const ArrayView* out(const char* name, py::handle array, const Sizes& shape) {
+    return checked(name, array, Access::kWrite, &shape);
+  }
+  const ArrayView* in(const char* name, py::handle array) { return checked(name, array, Access::kRead, nullptr); }
+  const ArrayView* out(const char* name, py::handle array) { return checked(name, array, Access::kWrite, nullptr); }
+  const ArrayView* maybe_in(const char* name, py::handle array, const Sizes& shape) {
+    return array.is_none() ? nullptr : in(name, array, shape);
+  }
+
+  const ArrayView* maybe_out(const char* name, py::handle array, const Sizes& shape) {
+    return array.is_none() ? nullptr : out(name, array, shape);
+  }
+
+  const ArrayView* in_int32(const char* name, py::handle array, const Sizes& shape) {
+    return integers('i', name, array, shape, Access::kRead);
+  }
+  const ArrayView* out_int32(const char* name, py::handle array, const Sizes& shape) {
+    return integers('i', name, array, shape, Access::kWrite);
+  }
+  const ArrayView* in_uint8(const char* name, py::handle array, const Sizes& shape) {
+    return integers('B', name, array, shape, Access::kRead);
+  }
+  const ArrayView* out_uint8(const char* name, py::handle array, const Sizes& shape) {
+    return integers('B', name, array, shape, Access::kWrite);
+  }
+
+  // Always float64, apart from the type that decides the kernel's.
+  const ArrayView* in_float64(const char* name, py::handle array, const Sizes& shape) {
+    const ArrayView* v = view(name, array, Access::kRead, &shape);
+    if (v->dtype() != 'd')
+      throw py::type_error(std::string(op_) + ": " + name + " must be float64, got " + type_name(v->dtype()));
+    return v;
+  }
+
+  int64_t itemsize() const { return dtype_ == 'd' ? 8 : 4; }
+
+  [[noreturn]] void fail(const std::string& what) const { throw py::value_error(std::string(op_) + ": " + what); }
+
+  // Calls kernel(T()) without the GIL. The kernel holds what it needs by value: a tape may keep it.
+  template <class F>
+  void run(F kernel) {
+    for (const ArrayView& a : views_)
+      for (const ArrayView& b : views_)
+        if (&a != &b && a.written() && a.overlaps(b)) fail(std::string(a.name()) + " shares memory with " + b.name());
+    const auto call = [kernel, dtype = dtype_] {
+      if (dtype == 'f')
+        kernel(float());
+      else
+        kernel(double());
+    };
+    if (Tape* tape = Tape::recording()) tape->add(call, std::move(views_));
+    const py::gil_scoped_release release;
+    call();
+  }
+
+ private:
+  const ArrayView* view(const char* name, py::handle array, Access access, const Sizes* shape) {
+    const ArrayView* v = &views_.emplace_back(op_, name, array, access);
+    if (shape && !(v->shape() == *shape))
+      fail(std::string(name) + " must have shape " + text(*shape) + ", got " + text(v->shape()));
+    return v;
+  }
+
+  const ArrayView* checked(const char* name, py::handle array, Access access, const Sizes* shape) {
+    const ArrayView* v = view(name, array, access, shape);
+    const char dtype = v->dtype();
+    if (dtype == 'i' || dtype == 'B')
+      throw py::type_error(std::string(op_) + ": " + name + " must be float32 or float64, got " + type_name(dtype));
+    if (!dtype_) dtype_ = dtype, first_ = name;
+    if (dtype != dtype_)
+      throw py::type_error(std::string(op_) + ": " + name + " is " + type_name(dtype) + " but " + first_ + " is " +
+                           type_name(dtype_));
+    return v;
+  }
+
+  const ArrayView* integers(char dtype, const char* name, py::handle array, const Sizes& shape, Access access) {
+    const ArrayView* v = view(name, array, access, &shape);
+    if (v->dtype() != dtype)
+      throw py::type_error(std::string(op_) + ": " + name + " must be " + type_name(dtype) + ", got " +
+                           type_name(v->dtype()));
+    return v;
+  }
+
+  const char* op_;
+  const char* first_ = nullptr;
+  char dtype_ = 0;
+  std::deque<ArrayView> views_;  // a deque never moves its elements
+};
+
+template <class T>
+T* get(const ArrayView* v) {
+  return v ? reinterpret_cast<T*>(v->data()) : nullptr;
+}
+
+inline Stream to_stream(uintptr_t stream) {
+  return reinterpret_cast<Stream>(stream);
+}
+
+// Calls sizes(T()) for the element type of `itemsize` bytes: how many elements of workspace an op wants.
+template <class F>
+int64_t workspace_size(int64_t itemsize, F&& sizes) {
+  return itemsize == 4 ? sizes(float()) : sizes(double());
+}
+
+template <class F>
+const ArrayView* workspace(Call& call, py::handle array, F&& sizes) {
+  const ArrayView* v = call.out("workspace", array);
+  const int64_t needed = workspace_size(call.itemsize(), sizes);
+  if (v->size() < needed)
+    call.fail("workspace has " + std::to_string(v->size()) + " elements, needs " + std::to_string(needed));
+  return v;
+}
+
+// Rows and columns of an array whose last axis is its columns.
+struct Matrix {
+  int64_t rows, cols;
+};
+
+inline Matrix as_matrix(const Call& call, const ArrayView* v) {
+  if (v->rank() == 0 || v->dim(-1) == 0)
+    call.fail(std::string(v->name()) + " has no last axis or an empty one: shape " + text(v->shape()));
+  return {v->size() / v->dim(-1), v->dim(-1)};
+}
+
+// As (batch, everything else).
+inline Matrix as_batch(const Call& call, const ArrayView* v) {
+  const Sizes shape = v->shape();
+  if (shape.size() == 0 || (v->size() == 0 && shape[0] != 0))
+    call.fail(std::string(v->name()) + " has nothing to average: shape " + text(shape));
+  int64_t cols = 1;
+  for (size_t i = 1; i < shape.size(); ++i) cols *= shape[i];
+  return {shape[0], cols};
+}
+
+}  // namespace
+}  // namespace fastnn::FASTNN_TARGET
