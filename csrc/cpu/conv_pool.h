@@ -74,11 +74,6 @@ struct Geometry {
     if (i < 0 || i >= pool.h || j < 0 || j >= pool.w) return {nullptr, nullptr};
     return {&rows[size_t(i)], &cols[size_t(j)]};
   }
-  Output output(int64_t window, int64_t position) const {
-    return output_at(window / pool.wo * pool.sh - pool.pad_top + position / pool.kw,
-                     window % pool.wo * pool.sw - pool.pad_left + position % pool.kw);
-  }
-
   // f(output) for each position of windows [begin, end), and once more after each window, with nulls: for what is no
   // position.
   template <class F>

@@ -104,7 +104,11 @@ class InputGradient {
   static constexpr int64_t kWindows = 8;
 
   explicit InputGradient(const Geometry& g)
-      : g_(g), terms_(new Term<T>[size_t(kWindows * g.positions * g.conv.k)]), count_(size_t(kWindows * g.positions)) {}
+      : g_(g),
+        lists_(g.positions + 1),
+        terms_(new Term<T>[size_t(kWindows * lists_ * g.conv.k)]),
+        count_(size_t(kWindows * lists_)),
+        outputs_(size_t(kWindows * lists_)) {}
 
   // Adds what the winners of windows [begin, end) send to rows [first_row, end_row) of dx; dy and argmax are the first
   // window's, `filter` is laid out as Pieces say.
@@ -112,12 +116,12 @@ class InputGradient {
            int64_t end_row, T* dx) {
     const int64_t k = g_.conv.k;
     for (int64_t window = 0; window < end - begin; ++window, dy += k, argmax += k) list_winners(window, dy, argmax, filter);
+    Geometry::Output* output = outputs_.data();
+    g_.each_output(begin, end, [&](Geometry::Output at) { *output++ = at; });
     const int64_t together = rows_together<T>(g_.pieces.length);
     for (int64_t r = 0; r < g_.conv.kh; r += together)
-      for (int64_t list = 0; list < (end - begin) * g_.positions; ++list)
-        if (count_[size_t(list)] > 0)
-          add_taps(list, g_.output(begin + list / g_.positions, list % g_.positions), r, r + together, first_row, end_row,
-                   dx);
+      for (int64_t list = 0; list < (end - begin) * lists_; ++list)
+        if (count_[size_t(list)] > 0) add_taps(list, outputs_[size_t(list)], r, r + together, first_row, end_row, dx);
   }
 
  private:
@@ -125,7 +129,7 @@ class InputGradient {
   void list_winners(int64_t window, const T* dy, const uint8_t* argmax, const T* filter) {
     const int64_t channels = g_.conv.k, length = g_.pieces.length;
     for (int64_t position = 0; position < g_.positions; ++position) {
-      Term<T>* const begin = terms_.get() + (window * g_.positions + position) * channels;
+      Term<T>* const begin = terms_.get() + (window * lists_ + position) * channels;
       Term<T>* term = begin;
       for (int64_t first = 0; first < channels; first += 64)
         for (uint64_t winners = simd::equal_bytes(argmax + first, channels - first, uint8_t(position)); winners;
@@ -133,7 +137,7 @@ class InputGradient {
           const int64_t k = first + __builtin_ctzll(winners);
           *term++ = {filter + k * length, dy[k]};
         }
-      count_[size_t(window * g_.positions + position)] = term - begin;
+      count_[size_t(window * lists_ + position)] = term - begin;
     }
   }
 
@@ -144,7 +148,8 @@ class InputGradient {
     if (!output.row) return;
     const Point &row = *output.row, &col = *output.col;
     const auto tap_at = [&](int64_t edge) {  // the first whose source is not above the edge
-      return row.tap + (edge <= row.source ? 0 : (edge - row.source + s.dh - 1) / s.dh);
+      const int64_t rows = std::max<int64_t>(edge - row.source, 0);
+      return row.tap + (s.dh == 1 ? rows : (rows + s.dh - 1) / s.dh);  // some processors take a hundred cycles to divide
     };
     begin = std::max(begin, tap_at(first_row)), end = std::min({end, row.tap + row.taps, tap_at(end_row)});
     if (begin >= end) return;
@@ -156,8 +161,10 @@ class InputGradient {
   }
 
   const Geometry& g_;
-  const std::unique_ptr<Term<T>[]> terms_;  // K for each window and position
+  const int64_t lists_;                     // of a window: one for each position, and an empty one
+  const std::unique_ptr<Term<T>[]> terms_;  // K for each list
   std::vector<int64_t> count_;
+  std::vector<Geometry::Output> outputs_;
 };
 
 // ---- Gradient of the filter: an item is a slice of the batch's units by a block of channels. A unit is a run of windows of
