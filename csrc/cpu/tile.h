@@ -48,7 +48,7 @@ constexpr int kRows = simd::kRegisters == 32 ? 12 : 6;          // gathered: as 
 constexpr int kAdjacentRows = simd::kRegisters == 32 ? 14 : 6;  // adjacent
 template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
-constexpr int kAhead = 16;  // rows of b
+constexpr int kAhead = 8;  // rows of b
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
               "accumulators, one row of b and one element of a stay in registers");
 
@@ -77,7 +77,8 @@ template <class T, int M, bool Gathered, bool Wide>
     const int64_t step = t.step, ldb = t.ldb;
     for (int64_t k = Gathered ? -run->length : 0; k != (Gathered ? 0 : run->length); ++k, b += ldb) {
       // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
-      if (!Gathered) simd::prefetch(b + kAhead * ldb), simd::prefetch(b + kAhead * ldb + W);
+      simd::prefetch(b + kAhead * ldb);
+      if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
       const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
       for (int i = 0; i < M; ++i) {
