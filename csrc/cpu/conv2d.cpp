@@ -264,8 +264,8 @@ class WeightItem {
         r_(r),
         columns_(std::min(right * kCols<T>, s.k) - left * kCols<T>),
         panels_(right - left),
-        x_packed_(panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows),
-        dy_packed_(x_packed_ || columns_ % kCols<T> != 0),
+        x_packed_(panels_ > 2 && s.kw * s.c > 2 * kAdjacentRows),
+        dy_packed_((panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows) || columns_ % kCols<T> != 0),
         dw_(dw + r * s.kw * s.c * s.k + left * kCols<T>),
         memory_(new T[size_t((dy_packed_ ? panels_ * kPixels * kCols<T> : 0) + (x_packed_ ? kPixels * kAdjacentRows : 0) +
                              3 * kAlign<T>)]) {
@@ -347,8 +347,8 @@ class WeightItem {
   const Conv2dShape& s_;
   const T *x_, *dy_;
   const int64_t r_, columns_, panels_;
-  const bool x_packed_;   // where more than one panel reads it
-  const bool dy_packed_;  // with x, and where it does not fill its panels
+  const bool x_packed_;   // where more than two panels read it; then dy is, too
+  const bool dy_packed_;  // where more than two tiles read it, or it does not fill its panels
   T* const dw_;
   const std::unique_ptr<T[]> memory_;
   std::vector<Run> runs_;
