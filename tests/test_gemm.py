@@ -92,7 +92,8 @@ def test_gemm_in_blocks(backend, rng, m, n, k, transposes):
         )
 
 
-# What a CPU adds up in blocks of k, and rows of a 4 KiB apart, which it copies first: 1024 floats or 512 doubles
+# What a CPU adds up in blocks of k, and rows that it packs side by side, for many columns and wherever a is transposed; rows
+# 4 KiB apart, 1024 floats or 512 doubles, would share a set of the cache
 DEEP = [
     (5, 3, 2047),
     (5, 3, 2048),
@@ -101,6 +102,7 @@ DEEP = [
     (12, 256, 1024),
     (97, 257, 512),
     (1024, 257, 13),
+    (45, 290, 1100),
 ]
 
 
@@ -122,7 +124,7 @@ def test_gemm_of_long_sums_and_page_long_rows(on_host, rng, m, n, k, transposes,
 
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize(("m", "k"), [(30, 1024), (1024, 30), (30, 3000)])
-def test_blocks_and_copies_change_no_bits(on_host, rng, m, k, transpose_a):
+def test_blocks_and_packing_change_no_bits(on_host, rng, m, k, transpose_a):
     """A sum is one chain in the order of k: the same bits where a few columns are asked for, or a few rows."""
     a, b = floats(rng, (m, k)), floats(rng, (k, 300))
     with on_host("cpu"):
