@@ -1,20 +1,17 @@
-// The register tile on which GEMM and all three convolution passes stand: up to kRows x kCols results, held in registers
-// while the sum runs.
+// The register tile on which GEMM and all three convolution passes stand: up to kRows or kAdjacentRows by kCols results,
+// held in registers while the sum runs.
 //
 //   y[i][0..n) = relu?(alpha * sum + beta * c[i][0..n) + bias),
 //   sum        = over runs, over k < run.length:  a_i[run.a + k * step] * b[(run.b + k) * ldb + 0..n)
 //
 // Rows are gathered (a_i = rows[i], any address; k walks along memory: forward, input gradient, A B) or adjacent
-// (a_i = rows[0] + i; k walks with stride `step`: weight gradient, A^T B). Runs let the sum hop: over filter taps, over
-// image rows. Per k the tile costs 2 vector loads and M broadcasts for 2 M multiply-adds, which bounds it by arithmetic.
-// Every element is one chain of multiply-adds in the order of k, whatever the tile's height or the element's place in it:
-// so results do not depend on how work is cut into tiles.
+// (a_i = rows[0] + i; k walks with stride `step`: weight gradient, A^T B, rows that were packed side by side). Runs let the
+// sum hop: over filter taps, over image rows. Per k the tile costs 2 vector loads and M broadcasts for 2 M multiply-adds,
+// which bounds it by arithmetic. Every element is one chain of multiply-adds in the order of k, whatever the tile's height
+// or the element's place in it: so results do not depend on how work is cut into tiles.
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cstdint>
-#include <utility>
 
 #include "simd.h"
 
@@ -83,7 +80,7 @@ template <class T, int M, bool Gathered, bool Wide>
 #pragma GCC unroll 14
       for (int i = 0; i < M; ++i) {
         const T* const from = Gathered ? &a[i][k] : &a[0][k * step + i];
-        if (!Gathered && i % 3 == 2) {  // loads are free where addresses are short; micro-ops are not
+        if (!Gathered && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
           sum0[i] = simd::multiply_add(from, b0, sum0[i]);
           if (Wide) sum1[i] = simd::multiply_add(from, b1, sum1[i]);
         } else {
@@ -96,57 +93,9 @@ template <class T, int M, bool Gathered, bool Wide>
   }
 }
 
-template <class T, int M, bool Gathered, bool Wide>
-void tile(const TileArgs<T>& t) {
-  using V = simd::V<T>;
-  constexpr int W = simd::kWidth<T>;
-  V sum0[M], sum1[M];
-  if (!t.stop) {
-#pragma GCC unroll 14
-    for (int i = 0; i < M; ++i) {
-      simd::prefetch_to_write(t.y[i]);
-      if (Wide) simd::prefetch_to_write(t.y[i] + t.n - 1);
-    }
-  }
-  accumulate<T, M, Gathered, Wide>(t, sum0, sum1);
-  if (t.stop) {
-#pragma GCC unroll 14
-    for (int i = 0; i < M; ++i) {
-      simd::store(t.stop + i * kCols<T>, sum0[i]);
-      if (Wide) simd::store(t.stop + i * kCols<T> + W, sum1[i]);
-    }
-    return;
-  }
-
-  const int64_t n1 = Wide ? t.n - W : 0;
-  const V bias0 = t.bias ? simd::load(t.bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : V{};
-#pragma GCC unroll 14
-  for (int i = 0; i < M; ++i) {
-    V y0 = sum0[i] * t.alpha, y1 = sum1[i] * t.alpha;
-    if (t.c) {
-      y0 += t.beta * simd::load(t.c[i], t.n);
-      if (n1) y1 += t.beta * simd::load(t.c[i] + W, n1);
-    }
-    if (t.bias) y0 += bias0, y1 += bias1;
-    if (t.relu) y0 = simd::relu<T>(y0), y1 = simd::relu<T>(y1);
-    simd::store(t.y[i], y0, t.n);
-    if (n1) simd::store(t.y[i] + W, y1, n1);
-  }
-}
-
-template <class T, bool Gathered, bool Wide, int... M>
-constexpr auto tile_table(std::integer_sequence<int, M...>) {
-  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, Gathered, Wide>...};
-}
-
 // The tile for m rows, 1 <= m <= kRows or kAdjacentRows.
 template <class T, bool Gathered>
-inline void run_tile(int64_t m, const TileArgs<T>& t) {
-  using Rows = std::make_integer_sequence<int, Gathered ? kRows : kAdjacentRows>;
-  static constexpr auto wide = tile_table<T, Gathered, true>(Rows{});
-  static constexpr auto narrow = tile_table<T, Gathered, false>(Rows{});
-  (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);
-}
+void run_tile(int64_t m, const TileArgs<T>& t);
 
 // Cuts `rows` into tiles of nearly the same height, so that no thin tile is left over: f(first, height).
 template <int Height = kRows, class F>

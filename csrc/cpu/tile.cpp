@@ -1,0 +1,69 @@
+// The tiles of every height, compiled once for all kernels that stand on them.
+#include "tile.h"
+
+#include <array>
+#include <utility>
+
+namespace fastnn::FASTNN_TARGET {
+namespace {
+
+template <class T, int M, bool Gathered, bool Wide>
+void tile(const TileArgs<T>& t) {
+  using V = simd::V<T>;
+  constexpr int W = simd::kWidth<T>;
+  V sum0[M], sum1[M];
+  if (!t.stop) {
+#pragma GCC unroll 14
+    for (int i = 0; i < M; ++i) {
+      simd::prefetch_to_write(t.y[i]);
+      if (Wide) simd::prefetch_to_write(t.y[i] + t.n - 1);
+    }
+  }
+  accumulate<T, M, Gathered, Wide>(t, sum0, sum1);
+  if (t.stop) {
+#pragma GCC unroll 14
+    for (int i = 0; i < M; ++i) {
+      simd::store(t.stop + i * kCols<T>, sum0[i]);
+      if (Wide) simd::store(t.stop + i * kCols<T> + W, sum1[i]);
+    }
+    return;
+  }
+
+  const int64_t n1 = Wide ? t.n - W : 0;
+  const V bias0 = t.bias ? simd::load(t.bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : V{};
+#pragma GCC unroll 14
+  for (int i = 0; i < M; ++i) {
+    V y0 = sum0[i] * t.alpha, y1 = sum1[i] * t.alpha;
+    if (t.c) {
+      y0 += t.beta * simd::load(t.c[i], t.n);
+      if (n1) y1 += t.beta * simd::load(t.c[i] + W, n1);
+    }
+    if (t.bias) y0 += bias0, y1 += bias1;
+    if (t.relu) y0 = simd::relu<T>(y0), y1 = simd::relu<T>(y1);
+    simd::store(t.y[i], y0, t.n);
+    if (n1) simd::store(t.y[i] + W, y1, n1);
+  }
+}
+
+template <class T, bool Gathered, bool Wide, int... M>
+constexpr auto tile_table(std::integer_sequence<int, M...>) {
+  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, Gathered, Wide>...};
+}
+
+}  // namespace
+
+template <class T, bool Gathered>
+void run_tile(int64_t m, const TileArgs<T>& t) {
+  using Rows = std::make_integer_sequence<int, Gathered ? kRows : kAdjacentRows>;
+  static constexpr auto wide = tile_table<T, Gathered, true>(Rows{});
+  static constexpr auto narrow = tile_table<T, Gathered, false>(Rows{});
+  (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);
+}
+
+#define INSTANTIATE(T)                                          \
+  template void run_tile<T, true>(int64_t, const TileArgs<T>&); \
+  template void run_tile<T, false>(int64_t, const TileArgs<T>&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace fastnn::FASTNN_TARGET
