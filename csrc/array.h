@@ -85,6 +85,9 @@ class ArrayView {
     return data() < other.data() + other.bytes() && other.data() < data() + bytes();
   }
 
+  // From now on the memory of another array of this one's size and type, which must outlive its use.
+  void move_to(const ArrayView& other) { data_ = other.data_; }
+
  private:
   struct Buffer {
     Py_buffer view{};

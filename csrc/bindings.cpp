@@ -496,7 +496,8 @@ void bind_ops(py::module_& m) {
   py::class_<Tape>(m, "Tape", py::module_local())
       .def(py::init())
       .def("record", &Tape::record)
-      .def("launch", &Tape::launch, py::call_guard<py::gil_scoped_release>());
+      .def("set_input", &Tape::set_input)
+      .def("launch", &Tape::launch, py::arg("input") = py::none());
   bind_gemm(m);
   bind_conv2d(m);
   bind_pool2d(m);

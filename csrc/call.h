@@ -3,8 +3,10 @@
 
 #include <deque>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "array.h"
 #include "ops.h"
@@ -29,7 +31,29 @@ class Tape {
     function(*arguments);
   }
 
-  void launch() const {
+  // Names the array in whose place a launch may read another; false where a kernel has a part of it, or writes to it.
+  bool set_input(const py::object& array) {
+    input_.emplace("launch", "the input", array, Access::kRead);
+    for (Entry& entry : entries_)
+      for (ArrayView& view : entry.arrays) {
+        if (view.data() == input_->data() && view.bytes() == input_->bytes() && !view.written())
+          readers_.push_back(&view);
+        else if (view.overlaps(*input_))
+          return false;
+      }
+    return true;
+  }
+
+  // With the input, where one was named: an array like the one that was recorded, and in its place.
+  void launch(const py::object& input) {
+    if (input.is_none() != !input_) throw py::value_error("launch: the input is missing, or there is none");
+    if (input_) {
+      const ArrayView given("launch", "the input", input, Access::kRead);
+      if (given.dtype() != input_->dtype() || !(given.shape() == input_->shape()))
+        throw py::value_error("launch: the input is not like the one that was recorded");
+      for (ArrayView* view : readers_) view->move_to(given);
+    }
+    const py::gil_scoped_release release;
     for (const Entry& entry : entries_) entry.kernel();
   }
 
@@ -45,6 +69,8 @@ class Tape {
     std::deque<ArrayView> arrays;  // what the kernel points to, and memory that must not go away
   };
   std::deque<Entry> entries_;
+  std::optional<ArrayView> input_;   // as it was recorded
+  std::vector<ArrayView*> readers_;  // of the input
   static inline thread_local Tape* recording_ = nullptr;
 };
 

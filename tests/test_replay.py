@@ -2,10 +2,11 @@
 
 import copy
 import threading
+import weakref
 
 import numpy as np
 import pytest
-from fastnn import _backend, _replay, layers, losses, models, ops, set_seed
+from fastnn import _backend, _replay, layers, losses, models, ops, optimizers, set_seed
 
 N, IMAGE = 6, (12, 11, 3)
 
@@ -74,15 +75,16 @@ def batches(rng):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """The recordings made, in order: whether for training."""
+    """The recordings made, in order: whether of a step of training."""
     made = []
-    init = _replay.Replay.__init__
+    for kind in (_replay.Replay, _replay.Step):
 
-    def counted(self, model, x, training, drawn):
-        init(self, model, x, training, drawn)
-        made.append(training)
+        def counted(self, *arguments, init=kind.__init__, kind=kind):
+            init(self, *arguments)
+            if type(self) is kind:
+                made.append(kind is _replay.Step)
 
-    monkeypatch.setattr(_replay.Replay, "__init__", counted)
+        monkeypatch.setattr(kind, "__init__", counted)
     return made
 
 
@@ -156,6 +158,128 @@ def test_changes_are_noticed(change, batches):
         assert model.train_on_batch(x, y) == plain.train_on_batch(x, y)
 
 
+def change_optimizer(model):
+    model.optimizer.beta_1 = 0.5
+
+
+def change_loss(model):
+    model.loss.from_logits = False
+
+
+def change_slots(model):
+    model.optimizer.slots["m"][0] = np.ones_like(model.optimizer.slots["m"][0])
+
+
+def change_learning_rate(model):
+    model.optimizer.learning_rate = 0.5
+
+
+def change_state(model):
+    state = model.optimizer.get_state()
+    model.optimizer.set_state({**state, "iterations": 100}, model.trainable_weights)
+
+
+def compile_again(model):
+    model.compile(optimizers.SGD(0.1, momentum=0.9), model.loss, jit_compile=model.jit_compile)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_optimizer, change_loss, change_slots, change_learning_rate, change_state, compile_again],
+)
+def test_changes_between_steps_are_noticed(change, batches):
+    plain, model = made(convolutional, False), made(convolutional, "auto")
+    for some in (plain, model):
+        some.add(layers.Activation("softmax"))  # for the loss of probabilities
+    for step, (x, y) in enumerate(batches):
+        if step == 3:
+            change(plain), change(model)
+        assert model.train_on_batch(x, y) == plain.train_on_batch(x, y)
+    for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_training_what_is_not_recorded_is_noticed(batches, recorded):
+    model = made(dropping, "auto")
+    model.layers[1].trainable = False
+    model.compile("adam", model.loss)
+    for x, y in batches[:3]:
+        model.train_on_batch(x, y)
+    assert recorded == [True]
+    model.layers[1].trainable = True
+    with pytest.raises(ValueError, match="call compile again"):
+        model.train_on_batch(x, y)
+
+
+class Halved(losses.MeanSquaredError):
+    """Computes with NumPy, so it must be asked at each step."""
+
+    def forward(self, y_pred, y_true, sample_weight=None):
+        values, saved = super().forward(y_pred, y_true, sample_weight)
+        return values / 2, saved
+
+    def backward(self, saved):
+        return super().backward(saved) / 2
+
+
+class Descent(optimizers.SGD):
+    def _step(self, ws, dws, rates):
+        for w, dw in zip(ws, dws, strict=True):
+            w -= 0.01 * dw
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss"),
+    [
+        (lambda: optimizers.SGD(0.01), losses.MeanSquaredError),
+        (lambda: optimizers.SGD(0.01, momentum=0.9, nesterov=True), Halved),
+        (Descent, losses.MeanSquaredError),
+        (Descent, Halved),
+        (lambda: optimizers.Adam(weight_decay=0.1), lambda: losses.CategoricalCrossentropy(from_logits=True)),
+        (optimizers.Adam, lambda: losses.CategoricalCrossentropy(True, label_smoothing=0.1)),
+        (
+            lambda: optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)),
+            losses.MeanSquaredError,
+        ),
+    ],
+)
+def test_any_loss_and_optimizer(optimizer, loss, batches, recorded):
+    plain, model = made(convolutional, False), made(convolutional, "auto")
+    for some, jit_compile in ((plain, False), (model, "auto")):
+        some.compile(optimizer(), loss(), jit_compile=jit_compile)
+    for step, (x, y) in enumerate(batches):
+        y = np.eye(3)[y]
+        weights = np.arange(1.0, N + 1) if step % 2 else None
+        x = np.asfortranarray(x) if step == 3 else x
+        assert model.train_on_batch(x, y, weights) == plain.train_on_batch(x, y, weights)
+    for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert recorded == [True]
+
+
+def test_a_step_without_a_finite_loss_changes_nothing(batches, recorded):
+    model = made(normalized, "auto")
+    for x, y in batches[:3]:
+        model.train_on_batch(x, y)
+    before = [w.copy() for w in [*model.weights, *model.optimizer.slots["m"]]]
+    assert np.isnan(model.train_on_batch(np.full_like(x, np.nan), y))
+    assert model.optimizer.iterations == 4
+    for now, old in zip([*model.weights, *model.optimizer.slots["m"]], before, strict=True):
+        np.testing.assert_array_equal(now, old)
+    assert recorded == [True]
+
+
+def test_samples_are_not_kept(batches):
+    model = made(convolutional, "auto")
+    x, y = batches[0]
+    for _ in range(3):
+        copied = x.copy()
+        model.train_on_batch(copied, y), model.predict(copied, verbose=0), model(copied)
+        gone = weakref.ref(copied)
+        del copied
+        assert gone() is None
+
+
 def test_a_subclass_may_compute_something_else(batches, recorded):
     class Doubled(layers.Dense):
         def forward(self, x, training=False, drawn=()):
@@ -199,9 +323,9 @@ def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
         _backend.Tape, "_call", lambda self, *a: given_to_kernels.extend(a[1:]) or call(self, *a)
     )
     model = made(convolutional, "auto")
-    given = {id(w) for w in model.weights}
     for x, y in batches[:3]:
         model.train_on_batch(x, y)
+    given = {id(array) for array in (*model.weights, model._steps._free[N][0]._x)}
     arrays = [a for a in given_to_kernels if isinstance(a, np.ndarray) and a.size]
     assert len(arrays) > 20
     for array in arrays:

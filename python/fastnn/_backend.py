@@ -185,12 +185,14 @@ class Tape:
     They run while they are recorded. Work that is not a kernel's would not be repeated, so all that a kernel reads or writes
     must be `known`, or memory that ops allocated since: other arrays raise NotRecordable. What NumPy writes into memory that is
     known goes unnoticed: of that the caller must be sure. Memory begins at multiples of 64 bytes, where vectors load fastest.
+    A launch may read another array in the place of the `input`, which only kernels may have read: of its shape and type, and in
+    C order.
     """
 
     MOST = 2**26  # bytes allocated; where there are more, kernels take so long that nothing is gained
 
-    def __init__(self, work: Callable[[], None], known: Iterable[Any]) -> None:
-        self._memory = {id(root): root for root in map(_root, known)}
+    def __init__(self, work: Callable[[], None], known: Iterable[Any], input: Any = None) -> None:
+        self._memory = {id(root): root for root in map(_root, [*known, *([] if input is None else [input])])}
         self._bytes = 0
         real = _host(_host_name)
         self._tape = real.native.Tape()
@@ -201,13 +203,13 @@ class Tape:
             work()
         finally:
             _recording.backend = None
+        if input is not None and not self._tape.set_input(input):
+            raise NotRecordable("a kernel has a part of the input")
+        self.launch: Callable[..., None] = self._tape.launch
 
     def memory(self) -> Iterable[Any]:
         """All arrays that are known now."""
         return self._memory.values()
-
-    def launch(self) -> None:
-        self._tape.launch()
 
     def _know(self, array: Any) -> None:
         self._bytes += array.nbytes
@@ -217,10 +219,9 @@ class Tape:
 
     def _call(self, kernel: Callable[..., Any], *arguments: Any) -> None:
         for argument in arguments:
-            if isinstance(argument, (list, tuple)) or (
-                isinstance(argument, np.ndarray) and id(_root(argument)) not in self._memory
-            ):
-                raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
+            for array in argument if isinstance(argument, list) else [argument]:
+                if isinstance(array, np.ndarray) and id(_root(array)) not in self._memory:
+                    raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
         self._tape.record(kernel, *arguments)
 
 

@@ -1,4 +1,4 @@
-"""Forward and backward on the CPU, recorded for batches of one size, then played back: no Python between the kernels.
+"""Inference and steps of training on the CPU, recorded for batches of one size, then played back: no Python between the kernels.
 
 At small batches the Python around a kernel takes as long as the kernel, and fresh memory for each result costs more than that.
 """
@@ -6,13 +6,19 @@ At small batches the Python around a kernel takes as long as the kernel, and fre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
 
 from . import _backend, layers
+from ._checks import same_objects
 from ._typing import Array
 from .layers.base import Drawn, Layer
 from .layers.fusion import Block, ConvPool, run
+from .losses import CategoricalCrossentropy, Loss, MeanSquaredError, SparseCategoricalCrossentropy
+from .optimizers import SGD, Adam
 
 if TYPE_CHECKING:
     from .models import Sequential
@@ -37,19 +43,20 @@ _IN_INFERENCE = _OPS_ALONE | {layers.Dropout, layers.RandomFlip, layers.RandomTr
 
 
 class Replay:
-    """A model's forward, and in training its backward, for batches of one size.
+    """A model's forward for batches of one size.
 
-    The blocks up to the last that is not ops alone, such as Rescaling, run as ever; none of them may be trained. Results lie
-    in memory that the next call writes.
+    The blocks up to the last that is not ops alone, such as Rescaling, run as ever. Results lie in memory that the next call
+    writes.
     """
 
-    def __init__(self, model: Sequential, x: Array, training: bool, drawn: Sequence[Drawn]) -> None:
-        kinds = _OPS_ALONE if training else _IN_INFERENCE
-        self._training, self._blocks = training, model.blocks
-        others = [i for i, block in enumerate(self._blocks) if type(block) not in kinds]
+    _training, _kinds = False, _IN_INFERENCE
+
+    def __init__(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> None:
+        self._blocks = model.blocks
+        others = [i for i, block in enumerate(self._blocks) if type(block) not in self._kinds]
         first = others[-1] + 1 if others else 0
         self._before, self._recorded = self._blocks[:first], self._blocks[first:]
-        if not self._recorded or (training and any(b.trainable and b.params for b in self._before)):
+        if not self._recorded:
             raise _backend.NotRecordable("no block to record")
         self._layers = [layer for block in self._recorded for layer in _layers(block)]
         self._arrays = [arrays for layer in self._layers for arrays in (layer.params, layer.state)]
@@ -59,20 +66,13 @@ class Replay:
         )
         self._host = _backend.host()
         self._changes = self._current_changes()
-        x, _ = run(self._before, x, training, drawn)
-        self._forward = _backend.Tape(lambda: self._record_forward(x), self._weights)
-        if training:
-            self._backward = _backend.Tape(lambda: self._record_backward(model), self._forward.memory())
+        x, _ = run(self._before, x, self._training, drawn)
+        self._x = x.copy()
+        self._given: Array | None = None  # forward's x, for backward
+        self._forward = _backend.Tape(self._record_forward, self._weights, self._x)
 
-    def _record_forward(self, x: Array) -> None:
-        self._x = _backend.host().xp.empty(x.shape, x.dtype)
-        self._x[...] = x
+    def _record_forward(self) -> None:
         self._y, self._saved = run(self._recorded, self._x, self._training)
-
-    def _record_backward(self, model: Sequential) -> None:
-        self._dy = _backend.host().xp.empty(self._y.shape, self._y.dtype)
-        self._dy[...] = 0
-        _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
 
     def _current_changes(self) -> list[int]:
         return list(map(attrgetter("changes"), self._layers))
@@ -90,42 +90,147 @@ class Replay:
     def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
         """As Sequential.forward."""
         x, saved = run(self._before, x, self._training, drawn)
-        self._x[...] = x
-        self._forward.launch()
+        if not (x.flags.c_contiguous and x.flags.aligned):
+            x = x.copy()
+        self._forward.launch(x)
+        self._given = x
         return self._y, saved + self._saved
 
-    def backward(self, dy: Array) -> list[Array]:
-        """Gradients of trainable_weights, for what forward was last called with."""
-        self._dy[...] = dy
-        self._backward.launch()
-        return self._gradients
+    def let_go(self) -> None:
+        """Keep the caller's samples no longer."""
+        self._given = None
 
 
-class Replays:
-    """A model's recordings, of the batch sizes it saw last; each is lent to one caller at a time."""
+class Step(Replay):
+    """All that a step of training computes with arrays: forward, the loss, backward and the optimizer's update.
+
+    A loss or an optimizer that may not be kernels alone runs as ever, in between; so does the loss of weighted samples.
+    No block before the recorded ones may be trained.
+    """
+
+    _training, _kinds = True, _OPS_ALONE
+
+    def __init__(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> None:
+        super().__init__(model, x, drawn)
+        if self._trains_before():
+            raise _backend.NotRecordable("a block that is not recorded is trained")
+        self._optimizer, self._loss = model.optimizer, model.loss
+        self._trained = model.trainable_weights
+        known = [*self._forward.memory()]
+        self._loss_tapes: tuple[_backend.Tape, _backend.Tape] | None = None  # forward and backward
+        if _kernels_alone(self._loss):
+            forward = _backend.Tape(self._record_loss, known)
+            backward = _backend.Tape(self._record_loss_backward, forward.memory())
+            self._loss_tapes, known = (forward, backward), [*backward.memory()]
+        self._rates: Array | None = None
+        self._updates = type(self._optimizer) in (SGD, Adam)
+        if self._updates:
+            self._optimizer.prepare(self._trained)
+            known += [array for slot in self._optimizer.slots.values() for array in slot]
+        self._compiled = model._compiled
+        settings = [
+            (vars(part), name, value)
+            for part in (self._loss, self._optimizer)
+            for name, value in vars(part).items()
+            if name not in ("iterations", "_rate")
+        ]
+        self._settings = [list(column) for column in zip(*settings, strict=True)]
+        self._slots = [*chain(*self._optimizer.slots.values())]
+        self._backward = _backend.Tape(lambda: self._record_backward(model), known, self._x)
+
+    def _trains_before(self) -> bool:
+        return any(block.trainable and block.params for block in self._before)
+
+    def _record_loss(self) -> None:
+        sparse = isinstance(self._loss, SparseCategoricalCrossentropy)
+        shape, dtype = (self._y.shape[:1], np.int32) if sparse else (self._y.shape, self._y.dtype)
+        self._target = _backend.host().xp.empty(shape, dtype)
+        self._target[...] = 0
+        self._losses, self._of_loss = self._loss.forward(self._y, self._target)
+
+    def _record_loss_backward(self) -> None:
+        self._dy = self._loss.backward(self._of_loss)
+
+    def _record_backward(self, model: Sequential) -> None:
+        empty = _backend.host().xp.empty
+        if not self._loss_tapes:
+            self._dy = empty(self._y.shape, self._y.dtype)
+            self._dy[...] = 0
+        _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
+        if self._updates:
+            self._rates = empty(3)
+            self._rates[...] = np.nan  # a step with such a loss changes nothing
+            self._optimizer.update(self._trained, self._gradients, self._rates)
+            self._rates[2] = 0
+
+    def fits(self, model: Sequential) -> bool:
+        return (
+            super().fits(model)
+            and model._compiled is self._compiled
+            and not self._trains_before()
+            and all(map(is_, map(dict.get, *self._settings[:2]), self._settings[2]))
+            and same_objects([*chain(*self._optimizer.slots.values())], self._slots)
+        )
+
+    def losses(self, y: Array, sample_weight: Array | None = None) -> Array:
+        """The samples' losses, for what forward was last called with."""
+        self._weighted = sample_weight is not None
+        if self._loss_tapes and not self._weighted:
+            self._target[...] = y
+            self._loss_tapes[0].launch()
+            return self._losses
+        losses, self._of_weighted = self._loss.forward(self._y, y, sample_weight)
+        return losses
+
+    def learn(self) -> None:
+        """Backward and the optimizer's step, for what losses was last called with."""
+        if self._loss_tapes and not self._weighted:
+            self._loss_tapes[1].launch()
+        else:
+            self._dy[...] = self._loss.backward(self._of_weighted)
+        if self._rates is not None:
+            self._rates[:2] = self._optimizer.advance()
+        self._backward.launch(self._given)
+        if self._rates is None:
+            self._optimizer.apply(self._trained, self._gradients)
+
+
+def _kernels_alone(loss: Loss) -> bool:
+    """Whether a loss calls ops and does nothing else; of exactly these classes, as with blocks."""
+    if type(loss) is SparseCategoricalCrossentropy:
+        return loss.from_logits
+    if type(loss) is CategoricalCrossentropy:
+        return loss.from_logits and not loss.label_smoothing
+    return type(loss) is MeanSquaredError
+
+
+R = TypeVar("R", bound=Replay)
+
+
+class Replays(Generic[R]):
+    """A model's recordings of one kind, of the batch sizes it saw last; each is lent to one caller at a time."""
 
     _SIZES = 4
 
-    def __init__(self) -> None:
-        self._free: dict[tuple[int, bool], list[Replay]] = {}  # by size and training; the last used last
-        self._refused: dict[tuple[int, bool], list[Block]] = {}
+    def __init__(self, kind: type[R]) -> None:
+        self._kind = kind
+        self._free: dict[int, list[R]] = {}  # by size; the last used last
+        self._refused: dict[int, list[Block]] = {}
 
-    def take(
-        self, model: Sequential, x: Array, training: bool = False, drawn: Sequence[Drawn] = ()
-    ) -> Replay | None:
+    def take(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> R | None:
         """One for batches like x, of the model's dtype, to be given back; None where there can be none, or not yet: what comes
         but once is not worth a recording.
         """
-        key = len(x), training
-        if model.device != "cpu" or not model.jit_compile or self._refused.get(key) is model.blocks:
+        size = len(x)
+        if model.device != "cpu" or not model.jit_compile or self._refused.get(size) is model.blocks:
             return None
-        free = self._free.pop(key, None)
+        free = self._free.pop(size, None)
         if free is None:
             for oldest in list(self._free)[: 1 - self._SIZES]:
                 self._free.pop(oldest, None)
-            self._free[key] = []
+            self._free[size] = []
             return None
-        self._free[key] = free
+        self._free[size] = free
         try:
             while not (replay := free.pop()).fits(model):
                 pass
@@ -133,17 +238,18 @@ class Replays:
         except IndexError:  # none is left
             pass
         try:
-            return Replay(model, x, training, drawn)
+            return self._kind(model, x, drawn)
         except _backend.NotRecordable:
-            self._refused[key] = model.blocks
+            self._refused[size] = model.blocks
             return None
 
-    def give_back(self, replay: Replay | None, x: Array, training: bool = False) -> None:
+    def give_back(self, replay: R | None, x: Array) -> None:
         if replay:
-            self._free.setdefault((len(x), training), []).append(replay)
+            replay.let_go()
+            self._free.setdefault(len(x), []).append(replay)
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return Replays, ()  # a copy of a model records its own
+    def __reduce__(self) -> tuple[type, tuple[type[R]]]:
+        return Replays, (self._kind,)  # a copy of a model records its own
 
 
 def _layers(block: Block) -> list[Layer]:

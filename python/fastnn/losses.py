@@ -183,7 +183,11 @@ def _dloss(y_pred: Array, weights: Array | None) -> Array:
     """The gradient of sum(weights * losses) / N with respect to the unweighted losses."""
     n = len(y_pred)
     if weights is None:
-        return np.full_like(y_pred, 1 / n, shape=(n,))
+        dloss: Array = _backend.of(y_pred, "loss", "y_pred").xp.empty(
+            (n,), y_pred.dtype
+        )  # which a Tape may keep
+        dloss[...] = 1 / n
+        return dloss
     return (weights / n).astype(y_pred.dtype)
 
 
@@ -200,7 +204,7 @@ def check_labels(labels: Any, classes: int) -> Array:
     if labels.ndim != 1 and not (labels.ndim == 2 and labels.shape[1] == 1):
         raise ValueError(f"labels must have shape (N,) or (N, 1), got {labels.shape}")
     labels = labels.reshape(-1)
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+    if labels.size and labels.astype(np.uint64).max() >= classes:  # negative ones become the largest
         wrong = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
         raise ValueError(f"labels must lie in 0 ... {classes - 1}, but label {wrong} is {labels[wrong]}")
     checked: Array = labels.astype(np.int32, copy=False)

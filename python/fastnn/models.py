@@ -14,7 +14,7 @@ from . import _backend, _progress, _random, _saving, losses, metrics, optimizers
 from . import layers as layer_classes
 from ._checks import check_count, check_shape
 from ._config import deserialize, serialize
-from ._replay import Replays
+from ._replay import Replay, Replays, Step
 from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
@@ -69,7 +69,7 @@ class Sequential:
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
         self._fused: tuple[list[Layer], list[Block]] = ([], [])  # layers, and what they became
-        self._replays = Replays()
+        self._replays, self._steps = Replays(Replay), Replays(Step)
         for layer in layers or ():
             self.add(layer)
 
@@ -410,21 +410,27 @@ class Sequential:
         optimizer, loss, _ = self._parts()
         drawn = self._there(self.draw(len(x), self.seed, _random.TRAINING, optimizer.iterations))
         x = self._cast(x)
-        replay = self._replays.take(self, x, True, drawn)
+        step = self._steps.take(self, x, drawn)
         try:
-            y_pred, saved = replay.forward(x, drawn) if replay else self.forward(x, True, drawn)
-            values, of_loss = loss.forward(y_pred, y, sample_weight)
+            if step:
+                y_pred, saved = step.forward(x, drawn)
+                values = step.losses(y, sample_weight)
+            else:
+                y_pred, saved = self.forward(x, True, drawn)
+                values, of_loss = loss.forward(y_pred, y, sample_weight)
             sums = self._sums(values, y, y_pred)
             if not math.isfinite(sums[0]):
                 optimizer.iterations += 1
                 return sums
             for block, kept in zip(self.blocks, saved, strict=True):
                 block.update_state(kept)
-            dy = loss.backward(of_loss)
-            grads = replay.backward(dy) if replay else self.backward(dy, saved, need_dx=False)[1]
-            optimizer.apply(self.trainable_weights, grads)
+            if step:
+                step.learn()
+            else:
+                _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
+                optimizer.apply(self.trainable_weights, grads)
         finally:
-            self._replays.give_back(replay, x, True)
+            self._steps.give_back(step, x)
         return sums
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:

@@ -85,18 +85,19 @@ class Optimizer(Configurable):
 
     def apply(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
         """One step: changes params in place. The first call fixes which parameters these are."""
-        self._check(params)
+        self.prepare(params)
         rates = self.advance()
         if params:
             self._step(params, grads, np.array([*rates, 0.0], like=params[0]))
 
     def update(self, params: Sequence[Array], grads: Sequence[Array], rates: Array) -> None:
         """The array work of a step that `advance` has counted: rates (3,) as for ops.sgd_step, where the params lie."""
-        self._check(params)
+        self.prepare(params)
         if params:
             self._step(params, grads, rates)
 
-    def _check(self, params: Sequence[Array]) -> None:
+    def prepare(self, params: Sequence[Array]) -> None:
+        """Make slots for these parameters, if there are none yet; ValueError where there are some for others."""
         if not self._params:
             self._allocate(params)
         if not same_objects(params, self._params):
