@@ -24,7 +24,7 @@ struct Term {
   T weight;
 };
 
-constexpr int kMaxVectors = 12, kMaxSegments = 3;
+constexpr int kMaxVectors = simd::kRegisters == 32 ? 18 : 12, kMaxSegments = 3;
 
 // out[s * out_step + 0..n) += sum over terms of weight * row[s * row_step + 0..n), for segments s < S; n is V vectors, the
 // last one as far as `last` says.
@@ -35,14 +35,14 @@ void add_segments(const Term<T>* terms, int64_t count, int64_t shift, int64_t ro
   simd::V<T> sum[S][V];
 #pragma GCC unroll 3
   for (int s = 0; s < S; ++s)
-#pragma GCC unroll 12
+#pragma GCC unroll 18
     for (int v = 0; v < V; ++v) sum[s][v] = simd::V<T>{};
   for (const Term<T>* term = terms; term != terms + count; ++term) {
     const simd::V<T> weight = simd::broadcast(term->weight);
 #pragma GCC unroll 3
     for (int s = 0; s < S; ++s) {
       const T* row = term->row + shift + s * row_step;
-#pragma GCC unroll 12
+#pragma GCC unroll 18
       for (int v = 0; v < V - 1; ++v) sum[s][v] = simd::multiply_add(weight, simd::load(row + v * W), sum[s][v]);
       sum[s][V - 1] = simd::multiply_add(weight, last.load(row + (V - 1) * W), sum[s][V - 1]);
     }
@@ -50,7 +50,7 @@ void add_segments(const Term<T>* terms, int64_t count, int64_t shift, int64_t ro
 #pragma GCC unroll 3
   for (int s = 0; s < S; ++s) {
     T* to = out + s * out_step;
-#pragma GCC unroll 12
+#pragma GCC unroll 18
     for (int v = 0; v < V - 1; ++v) simd::store(to + v * W, simd::load(to + v * W) + sum[s][v]);
     last.store(to + (V - 1) * W, last.load(to + (V - 1) * W) + sum[s][V - 1]);
   }
@@ -107,8 +107,7 @@ class InputGradient {
       : g_(g),
         lists_(g.positions + 1),
         terms_(new Term<T>[size_t(kWindows * lists_ * g.conv.k)]),
-        count_(size_t(kWindows * lists_)),
-        outputs_(size_t(kWindows * lists_)) {}
+        count_(size_t(kWindows * lists_)) {}
 
   // Adds what the winners of windows [begin, end) send to rows [first_row, end_row) of dx; dy and argmax are the first
   // window's, `filter` is laid out as Pieces say.
@@ -116,12 +115,18 @@ class InputGradient {
            int64_t end_row, T* dx) {
     const int64_t k = g_.conv.k;
     for (int64_t window = 0; window < end - begin; ++window, dy += k, argmax += k) list_winners(window, dy, argmax, filter);
-    Geometry::Output* output = outputs_.data();
-    g_.each_output(begin, end, [&](Geometry::Output at) { *output++ = at; });
-    const int64_t together = rows_together<T>(g_.pieces.length);
+    runs_.clear();
+    int64_t list = 0;
+    g_.each_output(begin, end, [&](Geometry::Output output) { add_runs(list++, output, first_row, end_row); });
+    const int64_t together = rows_together<T>(g_.pieces.length), filter_step = g_.pieces.row_step();
+    const int64_t x_step = g_.conv.dh * g_.x.w * g_.x.c;
     for (int64_t r = 0; r < g_.conv.kh; r += together)
-      for (int64_t list = 0; list < (end - begin) * lists_; ++list)
-        if (count_[size_t(list)] > 0) add_taps(list, outputs_[size_t(list)], r, r + together, first_row, end_row, dx);
+      for (const Run& run : runs_) {
+        const int64_t first = std::max(run.begin, r), rows = std::min(run.end, r + together) - first;
+        if (rows > 0)
+          add_rows(run.terms, run.count, rows, run.length, run.in_filter + first * filter_step, filter_step,
+                   dx + run.at + (first - run.begin) * x_step, x_step);
+      }
   }
 
  private:
@@ -141,22 +146,27 @@ class InputGradient {
     }
   }
 
-  // Rows [begin, end) of the taps, as far as they lie in the image and the rows of dx.
-  void add_taps(int64_t list, Geometry::Output output, int64_t begin, int64_t end, int64_t first_row, int64_t end_row,
-                T* dx) {
+  // A piece of rows [begin, end) of the taps, which the winners of a list add to dx from `at` on.
+  struct Run {
+    const Term<T>* terms;
+    int64_t count, begin, end, in_filter, length, at;
+  };
+
+  // Those of a list, as far as they lie in the image and the rows of dx.
+  void add_runs(int64_t list, Geometry::Output output, int64_t first_row, int64_t end_row) {
     const Conv2dShape& s = g_.conv;
-    if (!output.row) return;
+    const int64_t count = count_[size_t(list)];
+    if (!output.row || count == 0) return;
     const Point &row = *output.row, &col = *output.col;
     const auto tap_at = [&](int64_t edge) {  // the first whose source is not above the edge
       const int64_t rows = std::max<int64_t>(edge - row.source, 0);
       return row.tap + (s.dh == 1 ? rows : (rows + s.dh - 1) / s.dh);  // some processors take a hundred cycles to divide
     };
-    begin = std::max(begin, tap_at(first_row)), end = std::min({end, row.tap + row.taps, tap_at(end_row)});
+    const int64_t begin = std::max(row.tap, tap_at(first_row)), end = std::min(row.tap + row.taps, tap_at(end_row));
     if (begin >= end) return;
+    const int64_t at = g_.x.at(0, row.source + (begin - row.tap) * s.dh, col.source);
     g_.pieces.each(s, col, [&](int64_t in_filter, int64_t in_x, int64_t length) {
-      add_rows(terms_.get() + list * s.k, count_[size_t(list)], end - begin, length,
-               in_filter + begin * g_.pieces.row_step(), g_.pieces.row_step(),
-               dx + g_.x.at(0, row.source + (begin - row.tap) * s.dh, col.source) + in_x, s.dh * g_.x.w * g_.x.c);
+      runs_.push_back({terms_.get() + list * s.k, count, begin, end, in_filter, length, at + in_x});
     });
   }
 
@@ -164,7 +174,7 @@ class InputGradient {
   const int64_t lists_;                     // of a window: one for each position, and an empty one
   const std::unique_ptr<Term<T>[]> terms_;  // K for each list
   std::vector<int64_t> count_;
-  std::vector<Geometry::Output> outputs_;
+  std::vector<Run> runs_;
 };
 
 // ---- Gradient of the filter: an item is a slice of the batch's units by a block of channels. A unit is a run of windows of
@@ -180,100 +190,151 @@ struct Units {
     const int64_t all = s.pool.ho * s.pool.wo;
     windows = std::clamp<int64_t>(kTerms / std::min(s.conv.k, kChannels), 16, 512);
     windows = std::clamp<int64_t>(s.pool.n * all / kSlices, 16, windows);
-    per_image = (all + windows - 1) / windows, windows = (all + per_image - 1) / per_image;
+    const int64_t row = s.pool.wo <= windows ? s.pool.wo : 1;  // whole rows of windows, where one fits
+    windows -= windows % row;
+    per_image = (all + windows - 1) / windows;
+    windows = ((all / row) + per_image - 1) / per_image * row;
     count = s.pool.n * per_image;
     const int64_t weights = s.conv.kh * s.conv.kw * s.conv.c * s.conv.k;
     slices = std::clamp<int64_t>(std::min(count, kPartials / weights), 1, kSlices);
   }
 };
 
-// Short patches, as an image of three channels has. Those of a few windows are copied side by side, a patch in whole
-// vectors; then the sums of several channels fit the registers, and winners are looked up as they come, without a list.
+// Short patches, as an image of three channels has. The rows of taps under a few rows of windows are copied in whole
+// vectors, those of one column under each other: a patch is vectors side by side, and shares most of them with its
+// neighbours. Then the sums of several channels fit the registers, and each winner is read once, without a list.
 template <class T>
 class ShortPatches {
  public:
   static bool fits(const Geometry& g) {
-    if (g.plan.rows.size() * g.plan.cols.size() != 1) return false;
-    const int64_t length = g.rows[0].taps * g.cols[0].taps * g.conv.c;
-    return length > 0 && length <= kMaxVectors * kWidth<T>;
+    if (g.plan.rows.size() * g.plan.cols.size() != 1 || g.conv.dh != 1 || g.conv.dw != 1) return false;
+    return g.rows[0].taps > 0 && g.cols[0].taps > 0 && g.rows[0].taps * vectors_of_row(g) <= kMaxVectors;
   }
 
   ShortPatches(const Geometry& g, int64_t channels)
       : g_(g),
-        vectors_(panel_count(g.rows[0].taps * g.cols[0].taps * g.conv.c, kWidth<T>)),
-        windows_(std::clamp<int64_t>(128 / g.positions, 1, 32)),
-        places_(size_t(windows_ * (g.positions + 1))),
-        // A copy's last vector may reach beyond its patch.
-        memory_(new T[size_t((windows_ * g.positions + 1) * vectors_ * kWidth<T> + kWidth<T> + 2 * kAlign<T>)]),
-        sums_(new T[size_t(channels * vectors_ * kWidth<T>)]) {
-    std::fill_n(sums_.get(), channels * vectors_ * kWidth<T>, T(0));
+        channels_(channels),
+        room_(panel_count(channels, W) * W),
+        row_(vectors_of_row(g) * W),
+        patch_(g.rows[0].taps * row_),
+        sums_(new T[size_t(channels * patch_)]) {
+    constexpr int64_t kElements = 3 << 10, kWindows = 32;
+    const int64_t wo = g.pool.wo;
+    while (rows_ < g.pool.ho && (rows_ + 1) * wo <= kWindows &&
+           rows_under(rows_ + 1) * columns_under(wo) * row_ <= kElements)
+      ++rows_;
+    columns_ = std::min(wo, kWindows);
+    while (columns_ > 1 && rows_under(rows_) * columns_under(columns_) * row_ > kElements) columns_ = (columns_ + 1) / 2;
+    memory_.reset(new T[size_t(patch_ + rows_under(rows_) * columns_under(columns_) * row_ + kAlign<T>)]);
+    kept_.reset(new T[size_t(rows_ * columns_ * room_)]);
+    at_.reset(new Element[size_t(rows_ * columns_ * room_)]);
+    places_.resize(size_t(g.positions));
+    std::fill_n(sums_.get(), channels * patch_, T(0));
   }
 
-  // Adds windows [begin, end) of image n; dy and argmax are the first window's, at the first of `channels` channels.
-  void add(int64_t n, int64_t begin, int64_t end, int64_t channels, const T* x, const T* dy, const uint8_t* argmax) {
-    for (int64_t i = begin; i < end; i += windows_) {
-      const int64_t windows = std::min(end - i, windows_);
-      copy(n, i, i + windows, x);
-      const int64_t at = (i - begin) * g_.conv.k;
+  // Adds windows [begin, end) of image n, and to `bias_sums` what of dy has a winner; dy and argmax are the first window's,
+  // at the first channel.
+  void add(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax, double* bias_sums) {
+    const int64_t wo = g_.pool.wo;
+    for (int64_t i = begin; i < end;) {
+      const int64_t last = columns_ == wo ? (i / wo + rows_) * wo : std::min(i + columns_, (i / wo + 1) * wo);
+      const int64_t windows = std::min(last, end) - i, at = (i - begin) * g_.conv.k;
+      copy(n, i, i + windows, x, dy + at, argmax + at);
+      for (int64_t window = 0; window < windows; ++window)
+        for (int64_t k = 0; k < channels_; ++k) bias_sums[k] += double(kept_[size_t(window * room_ + k)]);
       static constexpr auto adders = adders_table(std::make_integer_sequence<int, kMaxVectors>{});
-      (this->*adders.data()[vectors_ - 1])(windows, channels, dy + at, argmax + at);
+      (this->*adders.data()[patch_ / W - 1])(windows);
+      i += windows;
     }
   }
 
   // Adds the sums to dw, laid out as Pieces say, at the first channel.
-  void finish(int64_t channels, T* dw) const {
-    for (int64_t k = 0; k < channels; ++k) {
-      const T* sum = sums_.get() + k * vectors_ * kWidth<T>;
-      for (int64_t r = 0; r < g_.rows[0].taps; ++r)
-        g_.pieces.each(g_.conv, g_.cols[0], [&](int64_t in_filter, int64_t, int64_t length) {
-          T* to = dw + (g_.rows[0].tap + r) * g_.pieces.row_step() + in_filter + k * g_.pieces.length;
-          for (int64_t i = 0; i < length; ++i) to[i] += *sum++;
-        });
-    }
+  void finish(T* dw) const {
+    const T* sum = sums_.get();
+    for (int64_t k = 0; k < channels_; ++k)
+      for (int64_t r = 0; r < g_.rows[0].taps; ++r, sum += row_) {
+        T* to = dw + (g_.rows[0].tap + r) * g_.pieces.row_step() + g_.cols[0].tap * g_.x.c + k * g_.pieces.length;
+        for (int64_t i = 0; i < g_.cols[0].taps * g_.x.c; ++i) to[i] += sum[i];
+      }
   }
 
  private:
-  static constexpr int kMaxVectors = kWidth<T> < 8 ? 8 : 4;
+  using Element = simd::Element<T>;
+  static constexpr int W = kWidth<T>, kMaxVectors = 9;
   static constexpr int kSums = simd::kRegisters == 32 ? 24 : 12, kMaxTogether = 8;
 
-  struct Place {
-    const T* patch;
-    simd::Element<T> keep;  // the bits of dy that count: all, or none where there is no patch
-  };
+  static int64_t vectors_of_row(const Geometry& g) { return panel_count(g.cols[0].taps * g.conv.c, W); }
 
-  void copy(int64_t n, int64_t begin, int64_t end, const T* x) {
-    const int64_t size = vectors_ * kWidth<T>, row_step = g_.conv.dh * g_.x.w * g_.x.c, piece_step = g_.conv.dw * g_.x.c;
-    const int64_t pieces = g_.pieces.joined ? 1 : g_.cols[0].taps, length = g_.cols[0].taps * g_.x.c / pieces;
-    const int64_t whole = length / kWidth<T> * kWidth<T>;
-    const simd::First<T> last(std::max<int64_t>(length - whole, 1));
-    T* to = aligned(memory_.get());
-    const T* const zeros = to;
-    for (int64_t i = 0; i < size; ++i) *to++ = 0;
-    Place* place = places_.data();
-    g_.each_output(begin, end, [&](Geometry::Output output) {
-      const auto [row, col] = output;
-      if (!row) {
-        *place++ = {zeros, 0};
-        return;
+  // Rows of x under so many rows of windows, and columns of outputs under so many windows side by side.
+  int64_t rows_under(int64_t rows) const {
+    return ((rows - 1) * g_.pool.sh + g_.pool.kh - 1) * g_.conv.sh + g_.rows[0].taps;
+  }
+  int64_t columns_under(int64_t windows) const { return (windows - 1) * g_.pool.sw + g_.pool.kw; }
+
+  // Windows [begin, end): of one row, or whole rows.
+  void copy(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax) {
+    const Pool2dShape& pool = g_.pool;
+    const int64_t first = begin / pool.wo, rows = (end - 1) / pool.wo + 1 - first;
+    const int64_t window = rows == 1 ? begin % pool.wo : 0, windows = rows == 1 ? end - begin : pool.wo;
+    // Outputs, as far as they are not padding.
+    const int64_t top = first * pool.sh - pool.pad_top, left = window * pool.sw - pool.pad_left;
+    const int64_t first_row = std::max<int64_t>(top, 0), end_row = std::min(top + (rows - 1) * pool.sh + pool.kh, pool.h);
+    const int64_t first_col = std::max<int64_t>(left, 0), end_col = std::min(left + columns_under(windows), pool.w);
+
+    T* const zeros = aligned(memory_.get());
+    std::fill_n(zeros, patch_, T(0));
+    const int64_t x_rows = end_row > first_row ? (end_row - 1 - first_row) * g_.conv.sh + g_.rows[0].taps : 0;
+    const int64_t whole = row_ - W, column = x_rows * row_, x_step = g_.conv.sw * g_.x.c;
+    const simd::First<T> rest(g_.cols[0].taps * g_.x.c - whole);
+    for (int64_t row = 0; row < x_rows && first_col < end_col; ++row) {
+      const T* from = x + g_.x.at(n, g_.rows[size_t(first_row)].source + row, g_.cols[size_t(first_col)].source);
+      T* to = zeros + patch_ + row * row_;
+      for (int64_t col = first_col; col < end_col; ++col, from += x_step, to += column) {
+        for (int64_t i = 0; i < whole; i += W) simd::store(to + i, simd::load(from + i));
+        simd::store(to + whole, rest.load(from + whole));
       }
-      *place++ = {to, ~simd::Element<T>(0)};
-      const T* from = x + g_.x.at(n, row->source, col->source);
-      T* at = to;
-      for (int64_t r = 0; r < row->taps; ++r, from += row_step)
-        for (int64_t q = 0; q < pieces; ++q, at += length) {
-          for (int64_t i = 0; i < whole; i += kWidth<T>) simd::store(at + i, simd::load(from + q * piece_step + i));
-          if (whole < length) simd::store(at + whole, last.load(from + q * piece_step + whole));  // and zeros behind it
-        }
-      to += size;
-    });
+    }
+
+    T* kept = kept_.get();
+    Element* at = at_.get();
+    for (int64_t i = top; begin < end; i += pool.sh)
+      for (int64_t j = left, of_row = 0; of_row < windows && begin < end; j += pool.sw, ++of_row, ++begin) {
+        find_places(i - first_row, j - first_col, end_row - first_row, end_col - first_col, column);
+        find_winners(dy, argmax, kept, at);
+        dy += g_.conv.k, argmax += g_.conv.k, kept += room_, at += room_;
+      }
+  }
+
+  // Where the patches of a window lie whose first output is in this row and column of those that were copied; -1 for outputs
+  // that are not among them.
+  void find_places(int64_t row, int64_t col, int64_t end_row, int64_t end_col, int64_t column) {
+    Element* place = places_.data();
+    for (int64_t i = row; i < row + g_.pool.kh; ++i)
+      for (int64_t j = col; j < col + g_.pool.kw; ++j)
+        *place++ = i >= 0 && i < end_row && j >= 0 && j < end_col ? Element(patch_ + j * column + i * g_.conv.sh * row_)
+                                                                  : Element(-1);
+  }
+
+  // Of one window, dy and the place of the winner's patch; zero and a patch of zeros where there is none.
+  void find_winners(const T* dy, const uint8_t* argmax, T* kept, Element* at) const {
+    using Integers = simd::Integers<T>;
+    for (int64_t k = 0; k < channels_; k += W) {
+      const Integers winner = simd::load_bytes<T>(argmax + k, channels_ - k);
+      Integers place = Integers{} - 1;
+      for (int64_t p = 0; p < g_.positions; ++p) place = winner == Element(p) ? Integers{} + places_[size_t(p)] : place;
+      const Integers none = place < 0;
+      simd::store(kept + k, none ? simd::V<T>{} : simd::load(dy + k, channels_ - k));
+      place = none ? Integers{} : place;
+      std::memcpy(at + k, &place, sizeof place);
+    }
   }
 
   template <int V>
-  void add_channels(int64_t windows, int64_t channels, const T* dy, const uint8_t* argmax) {
+  void add_channels(int64_t windows) {
     constexpr int kTogether = std::min(kSums / V, kMaxTogether);
     int64_t channel = 0;
-    for (; channel + kTogether <= channels; channel += kTogether) add_block<V, kTogether>(windows, channel, dy, argmax);
-    for (; channel < channels; ++channel) add_block<V, 1>(windows, channel, dy, argmax);
+    for (; channel + kTogether <= channels_; channel += kTogether) add_block<V, kTogether>(windows, channel);
+    for (; channel < channels_; ++channel) add_block<V, 1>(windows, channel);
   }
 
   template <int... V>
@@ -283,37 +344,39 @@ class ShortPatches {
 
   // Channels [channel, channel + B).
   template <int V, int B>
-  void add_block(int64_t windows, int64_t channel, const T* dy, const uint8_t* argmax) {
-    constexpr int W = kWidth<T>;
-    const int positions = int(g_.positions);
-    T* const sums = sums_.get() + channel * V * W;
+  void add_block(int64_t windows, int64_t channel) {
+    T* const sums = sums_.get() + channel * patch_;
     simd::V<T> sum[B][V];
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b)
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int v = 0; v < V; ++v) sum[b][v] = simd::load(sums + (b * V + v) * W);
-    dy += channel, argmax += channel;
-    const Place* place = places_.data();
-    for (int64_t window = 0; window < windows; ++window, dy += g_.conv.k, argmax += g_.conv.k, place += positions + 1) {
+    const T *kept = kept_.get() + channel, *const patches = aligned(memory_.get());
+    const Element* at = at_.get() + channel;
+    for (int64_t window = 0; window < windows; ++window, kept += room_, at += room_) {
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) {
-        const Place& winner = place[std::min<int>(argmax[b], positions)];
-        const simd::V<T> weight = simd::broadcast_bits<T>(dy[b], winner.keep);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sum[b][v] = simd::multiply_add(weight, simd::load(winner.patch + v * W), sum[b][v]);
+        const simd::V<T> weight = simd::broadcast(kept[b]);
+        const T* patch = patches + at[b];
+#pragma GCC unroll 9
+        for (int v = 0; v < V; ++v) sum[b][v] = simd::multiply_add(weight, simd::load(patch + v * W), sum[b][v]);
       }
     }
 #pragma GCC unroll 8
     for (int b = 0; b < B; ++b)
-#pragma GCC unroll 8
+#pragma GCC unroll 9
       for (int v = 0; v < V; ++v) simd::store(sums + (b * V + v) * W, sum[b][v]);
   }
 
   const Geometry& g_;
-  const int64_t vectors_;      // of a patch
-  const int64_t windows_;      // at a time: their patches fit L1
-  std::vector<Place> places_;  // of each window its positions, and one for what is none
-  const std::unique_ptr<T[]> memory_, sums_;
+  const int64_t channels_, room_;   // and in whole vectors
+  const int64_t row_, patch_;       // elements of a row of taps in whole vectors, and of a patch of such rows
+  int64_t rows_ = 1, columns_ = 1;  // windows at a time, so that all of theirs fits L1
+  std::unique_ptr<T[]> memory_;     // zeros for a patch, then x's rows of taps
+  std::unique_ptr<T[]> kept_;       // of each window and channel, dy where it has a winner
+  std::unique_ptr<Element[]> at_;   // and where the winner's patch lies
+  std::vector<Element> places_;     // of one window's positions
+  const std::unique_ptr<T[]> sums_;
 };
 
 // Patches of any length.
@@ -496,9 +559,10 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
       const int64_t begin = part * units.windows, end = std::min(begin + units.windows, g.windows);
       const int64_t unit_at = (n * g.windows + begin) * s.k + first;
       if (copied)
-        copied->add(n, begin, end, channels, x, dy + unit_at, argmax + unit_at);
+        copied->add(n, begin, end, x, dy + unit_at, argmax + unit_at, sums);
       else
         listed->add_unit(n, begin, end, x, dy, argmax, partial);
+      if (copied) continue;
       const int positions = int(g.positions);
       for (int64_t at = unit_at; at < (n * g.windows + end) * s.k; at += s.k) {
         const T* __restrict from = dy + at;
@@ -509,7 +573,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
         }
       }
     }
-    if (copied) copied->finish(channels, partial + first * g.pieces.length);
+    if (copied) copied->finish(partial + first * g.pieces.length);
   });
 
   // The slices in order, and back to (KH, KW, C, K).

@@ -8,8 +8,10 @@
 #include "parallel.h"
 
 FASTNN_DECLARE_TARGET(cpu_baseline)
-#ifdef FASTNN_X86
+#ifdef FASTNN_AVX2
 FASTNN_DECLARE_TARGET(cpu_avx2)
+#endif
+#ifdef FASTNN_AVX512
 FASTNN_DECLARE_TARGET(cpu_avx512)
 #endif
 
@@ -24,15 +26,17 @@ struct Isa {
   void (*bind)(py::module_&);
 };
 
-// Best last.
+// Those of this build, best last.
 std::vector<Isa> instruction_sets() {
   std::vector<Isa> sets{{"baseline", true, cpu_baseline::bind_ops}};
-#ifdef FASTNN_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  sets.push_back({"avx2", avx2, cpu_avx2::bind_ops});
+#ifdef FASTNN_AVX2
+  sets.push_back({"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu_avx2::bind_ops});
+#endif
+#ifdef FASTNN_AVX512
   sets.push_back({"avx512",
-                  avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
+                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl"),
                   cpu_avx512::bind_ops});
 #endif
   return sets;

@@ -160,6 +160,28 @@ inline void store_bytes(uint8_t* p, Integers<T> v, int64_t n) {
     std::memcpy(p, &bytes, size_t(n));
 }
 
+// The first min(n, kWidth) bytes as integers, the others as zero.
+template <class T>
+inline Integers<T> load_bytes(const uint8_t* p, int64_t n) {
+  typedef uint8_t Bytes __attribute__((vector_size(kWidth<T>)));
+  Bytes bytes{};
+  if (n >= kWidth<T>)
+    std::memcpy(&bytes, p, sizeof bytes);
+  else
+    std::memcpy(&bytes, p, size_t(n));
+#if defined(__AVX512F__)  // the compiler would take them out one by one
+  __m128i low{};
+  std::memcpy(&low, &bytes, sizeof bytes);
+  return Integers<T>(sizeof(T) == 4 ? _mm512_maskz_cvtepu8_epi32(0xffff, low) : _mm512_maskz_cvtepu8_epi64(0xff, low));
+#elif defined(__AVX2__)
+  __m128i low{};
+  std::memcpy(&low, &bytes, sizeof bytes);
+  return Integers<T>(sizeof(T) == 4 ? _mm256_cvtepu8_epi32(low) : _mm256_cvtepu8_epi64(low));
+#else
+  return __builtin_convertvector(bytes, Integers<T>);
+#endif
+}
+
 // A bit for each of the first min(n, 64) bytes that equals `value`, the first byte's lowest.
 inline uint64_t equal_bytes(const uint8_t* p, int64_t n, uint8_t value) {
 #if defined(__AVX512BW__)
