@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 from fastnn import _backend, _replay, layers, losses, models, ops, optimizers, set_seed
+from fastnn.layers import base
 
 N, IMAGE = 6, (12, 11, 3)
 
@@ -142,6 +143,26 @@ def add_layer(model):
 
 def freeze(model):
     model.layers[2].trainable = False
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        lambda p, w: p.__setitem__("bias", w),
+        lambda p, w: p.__delitem__("bias"),
+        lambda p, w: p.__ior__({"bias": w}),
+        lambda p, w: p.update(bias=w),
+        lambda p, w: p.pop("bias"),
+        lambda p, w: p.popitem(),
+        lambda p, w: p.setdefault("more", w),
+        lambda p, w: p.clear(),
+    ],
+)
+def test_each_way_to_exchange_a_weight_is_noticed(exchange):
+    model = convolutional()
+    before = base.last_change
+    exchange(model.layers[0].params, np.zeros(5, "f4"))
+    assert base.last_change > before
 
 
 @pytest.mark.parametrize(

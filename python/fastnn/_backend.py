@@ -139,8 +139,10 @@ def check_precision(precision: str, device: str) -> None:
 
 def module(device: str) -> Any:
     """The array module of a device: NumPy for "cpu", CuPy for "cuda"."""
+    if device == "cpu":
+        return np
     check_device(device)
-    return np if device == "cpu" else _cuda_parts()[1]
+    return _cuda_parts()[1]
 
 
 def to_host(array: Any) -> Any:

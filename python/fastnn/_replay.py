@@ -15,6 +15,7 @@ import numpy as np
 from . import _backend, layers
 from ._checks import same_objects
 from ._typing import Array
+from .layers import base
 from .layers.base import Drawn, Layer
 from .layers.fusion import Block, ConvPool, run
 from .losses import CategoricalCrossentropy, Loss, MeanSquaredError, SparseCategoricalCrossentropy
@@ -65,6 +66,7 @@ class Replay:
             (list(part) for part in zip(*named, strict=True)) if named else ([], [], [])
         )
         self._host = _backend.host()
+        self._looked_at = base.last_change
         self._changes = self._current_changes()
         x, _ = run(self._before, x, self._training, drawn)
         self._x = x.copy()
@@ -79,10 +81,18 @@ class Replay:
 
     def fits(self, model: Sequential) -> bool:
         """Whether all that was taken as given still is."""
+        if model.blocks is not self._blocks or _backend.host() is not self._host:
+            return False
+        last_change = base.last_change
+        if last_change != self._looked_at:
+            if not self._unchanged():
+                return False
+            self._looked_at = last_change
+        return True
+
+    def _unchanged(self) -> bool:
         return (
-            model.blocks is self._blocks
-            and _backend.host() is self._host
-            and self._current_changes() == self._changes
+            self._current_changes() == self._changes
             and sum(map(len, self._arrays)) == len(self._weights)
             and all(map(is_, map(dict.get, self._homes, self._names), self._weights))
         )
@@ -163,11 +173,13 @@ class Step(Replay):
             self._optimizer.update(self._trained, self._gradients, self._rates)
             self._rates[2] = 0
 
+    def _unchanged(self) -> bool:
+        return super()._unchanged() and not self._trains_before()
+
     def fits(self, model: Sequential) -> bool:
         return (
             super().fits(model)
             and model._compiled is self._compiled
-            and not self._trains_before()
             and all(map(is_, map(dict.get, *self._settings[:2]), self._settings[2]))
             and same_objects([*chain(*self._optimizer.slots.values())], self._slots)
         )
