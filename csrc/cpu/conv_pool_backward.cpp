@@ -115,17 +115,17 @@ class InputGradient {
            int64_t end_row, T* dx) {
     const int64_t k = g_.conv.k;
     for (int64_t window = 0; window < end - begin; ++window, dy += k, argmax += k) list_winners(window, dy, argmax, filter);
-    runs_.clear();
+    strips_.clear();
     int64_t list = 0;
-    g_.each_output(begin, end, [&](Geometry::Output output) { add_runs(list++, output, first_row, end_row); });
+    g_.each_output(begin, end, [&](Geometry::Output output) { add_strips(list++, output, first_row, end_row); });
     const int64_t together = rows_together<T>(g_.pieces.length), filter_step = g_.pieces.row_step();
     const int64_t x_step = g_.conv.dh * g_.x.w * g_.x.c;
     for (int64_t r = 0; r < g_.conv.kh; r += together)
-      for (const Run& run : runs_) {
-        const int64_t first = std::max(run.begin, r), rows = std::min(run.end, r + together) - first;
+      for (const Strip& strip : strips_) {
+        const int64_t first = std::max(strip.begin, r), rows = std::min(strip.end, r + together) - first;
         if (rows > 0)
-          add_rows(run.terms, run.count, rows, run.length, run.in_filter + first * filter_step, filter_step,
-                   dx + run.at + (first - run.begin) * x_step, x_step);
+          add_rows(strip.terms, strip.count, rows, strip.length, strip.in_filter + first * filter_step, filter_step,
+                   dx + strip.at + (first - strip.begin) * x_step, x_step);
       }
   }
 
@@ -147,13 +147,13 @@ class InputGradient {
   }
 
   // A piece of rows [begin, end) of the taps, which the winners of a list add to dx from `at` on.
-  struct Run {
+  struct Strip {
     const Term<T>* terms;
     int64_t count, begin, end, in_filter, length, at;
   };
 
   // Those of a list, as far as they lie in the image and the rows of dx.
-  void add_runs(int64_t list, Geometry::Output output, int64_t first_row, int64_t end_row) {
+  void add_strips(int64_t list, Geometry::Output output, int64_t first_row, int64_t end_row) {
     const Conv2dShape& s = g_.conv;
     const int64_t count = count_[size_t(list)];
     if (!output.row || count == 0) return;
@@ -166,7 +166,7 @@ class InputGradient {
     if (begin >= end) return;
     const int64_t at = g_.x.at(0, row.source + (begin - row.tap) * s.dh, col.source);
     g_.pieces.each(s, col, [&](int64_t in_filter, int64_t in_x, int64_t length) {
-      runs_.push_back({terms_.get() + list * s.k, count, begin, end, in_filter, length, at + in_x});
+      strips_.push_back({terms_.get() + list * s.k, count, begin, end, in_filter, length, at + in_x});
     });
   }
 
@@ -174,7 +174,7 @@ class InputGradient {
   const int64_t lists_;                     // of a window: one for each position, and an empty one
   const std::unique_ptr<Term<T>[]> terms_;  // K for each list
   std::vector<int64_t> count_;
-  std::vector<Run> runs_;
+  std::vector<Strip> strips_;
 };
 
 // ---- Gradient of the filter: an item is a slice of the batch's units by a block of channels. A unit is a run of windows of
