@@ -48,6 +48,8 @@ CASES = {
     "many-channels": ((1, 6, 6, 130), (3, 3, 70), {"window": 2, "padding": "same"}),
     "long-taps": ((1, 5, 9, 70), (2, 3, 20), {"window": 2}),
     "photo": ((2, 19, 20, 3), (3, 3, 33), {"window": 2}),
+    "photo-wide": ((2, 12, 46, 3), (3, 3, 8), {"window": 2}),  # runs of windows begin amid a row
+    "photo-stride": ((2, 21, 23, 3), (3, 3, 8), {"window": (3, 2), "stride": 2}),
     "photo-dilated": ((2, 17, 18, 2), (3, 2, 9), {"window": 2, "dilation": (1, 2)}),
     "photo-padded-pool": (
         (3, 13, 11, 3),

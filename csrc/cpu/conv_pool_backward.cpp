@@ -237,7 +237,8 @@ class ShortPatches {
   void add(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax, double* bias_sums) {
     const int64_t wo = g_.pool.wo;
     for (int64_t i = begin; i < end;) {
-      const int64_t last = columns_ == wo ? (i / wo + rows_) * wo : std::min(i + columns_, (i / wo + 1) * wo);
+      const int64_t rows = i % wo == 0 && columns_ == wo ? rows_ : 1;
+      const int64_t last = rows > 1 ? i + rows * wo : std::min(i + columns_, (i / wo + 1) * wo);
       const int64_t windows = std::min(last, end) - i, at = (i - begin) * g_.conv.k;
       copy(n, i, i + windows, x, dy + at, argmax + at);
       for (int64_t window = 0; window < windows; ++window)
@@ -271,7 +272,7 @@ class ShortPatches {
   }
   int64_t columns_under(int64_t windows) const { return (windows - 1) * g_.pool.sw + g_.pool.kw; }
 
-  // Windows [begin, end): of one row, or whole rows.
+  // Windows [begin, end): of one row, or of several from the first one's beginning.
   void copy(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax) {
     const Pool2dShape& pool = g_.pool;
     const int64_t first = begin / pool.wo, rows = (end - 1) / pool.wo + 1 - first;

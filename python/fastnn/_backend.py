@@ -221,7 +221,7 @@ class Tape:
 
     def _call(self, kernel: Callable[..., Any], *arguments: Any) -> None:
         for argument in arguments:
-            for array in argument if isinstance(argument, list) else [argument]:
+            for array in argument if isinstance(argument, (list, tuple)) else [argument]:
                 if isinstance(array, np.ndarray) and id(_root(array)) not in self._memory:
                     raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
         self._tape.record(kernel, *arguments)

@@ -183,9 +183,8 @@ def _dloss(y_pred: Array, weights: Array | None) -> Array:
     """The gradient of sum(weights * losses) / N with respect to the unweighted losses."""
     n = len(y_pred)
     if weights is None:
-        dloss: Array = _backend.of(y_pred, "loss", "y_pred").xp.empty(
-            (n,), y_pred.dtype
-        )  # which a Tape may keep
+        xp = _backend.of(y_pred, "loss", "y_pred").xp
+        dloss: Array = xp.empty((n,), y_pred.dtype)  # and filled: a Tape may keep it
         dloss[...] = 1 / n
         return dloss
     return (weights / n).astype(y_pred.dtype)
