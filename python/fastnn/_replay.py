@@ -132,11 +132,10 @@ class Step(Replay):
             forward = _backend.Tape(self._record_loss, known)
             backward = _backend.Tape(self._record_loss_backward, forward.memory())
             self._loss_tapes, known = (forward, backward), [*backward.memory()]
-        self._rates: Array | None = None
         self._updates = type(self._optimizer) in (SGD, Adam)
         if self._updates:
             self._optimizer.prepare(self._trained)
-            known += [array for slot in self._optimizer.slots.values() for array in slot]
+        self._slots = self._current_slots()
         self._compiled = model._compiled
         settings = [
             (vars(part), name, value)
@@ -145,8 +144,10 @@ class Step(Replay):
             if name not in ("iterations", "_rate")
         ]
         self._settings = [list(column) for column in zip(*settings, strict=True)]
-        self._slots = [*chain(*self._optimizer.slots.values())]
-        self._backward = _backend.Tape(lambda: self._record_backward(model), known, self._x)
+        self._backward = _backend.Tape(lambda: self._record_backward(model), [*known, *self._slots], self._x)
+
+    def _current_slots(self) -> list[Array]:
+        return [*chain(*self._optimizer.slots.values())]
 
     def _trains_before(self) -> bool:
         return any(block.trainable and block.params for block in self._before)
@@ -181,7 +182,7 @@ class Step(Replay):
             super().fits(model)
             and model._compiled is self._compiled
             and all(map(is_, map(dict.get, *self._settings[:2]), self._settings[2]))
-            and same_objects([*chain(*self._optimizer.slots.values())], self._slots)
+            and same_objects(self._current_slots(), self._slots)
         )
 
     def losses(self, y: Array, sample_weight: Array | None = None) -> Array:
@@ -200,10 +201,10 @@ class Step(Replay):
             self._loss_tapes[1].launch()
         else:
             self._dy[...] = self._loss.backward(self._of_weighted)
-        if self._rates is not None:
+        if self._updates:
             self._rates[:2] = self._optimizer.advance()
         self._backward.launch(self._given)
-        if self._rates is None:
+        if not self._updates:
             self._optimizer.apply(self._trained, self._gradients)
 
 

@@ -34,7 +34,6 @@ class Arrays(dict[str, Array]):
 
 
 def _noticed(change: Any) -> Any:
-
     def call(self: Arrays, *arguments: Any, **named: Any) -> Any:
         try:
             return change(self, *arguments, **named)
