@@ -88,11 +88,11 @@ void pool_window(const T* first, const Place* places, int64_t count, int64_t n, 
 constexpr int kPooled = 4, kWindowsOfTile = kRows / kPooled;
 
 // N windows; to: where each one's results lie, in elements.
-template <class T, int N, bool Wide>
+template <class T, int N, Layout L, bool Wide>
 void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
   constexpr int W = kWidth<T>;
   simd::V<T> sum0[kPooled * N], sum1[kPooled * N];
-  accumulate<T, kPooled * N, true, Wide>(t, sum0, sum1);
+  accumulate<T, kPooled * N, L, Wide>(t, sum0, sum1);
   const int64_t n0 = std::min<int64_t>(t.n, W), n1 = t.n - n0;
   const simd::V<T> bias0 = t.bias ? simd::load(t.bias, n0) : simd::V<T>{};
   const simd::V<T> bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : simd::V<T>{};
@@ -109,16 +109,18 @@ void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
   }
 }
 
-template <class T, bool Wide, int... N>
+template <class T, Layout L, bool Wide, int... N>
 constexpr auto pool_tiles(std::integer_sequence<int, N...>) {
-  return std::array{&pool_tile<T, N + 1, Wide>...};
+  return std::array{&pool_tile<T, N + 1, L, Wide>...};
 }
 
 template <class T>
 void run_pool_tile(int64_t windows, const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
-  static constexpr auto wide = pool_tiles<T, true>(std::make_integer_sequence<int, kWindowsOfTile>{});
-  static constexpr auto narrow = pool_tiles<T, false>(std::make_integer_sequence<int, kWindowsOfTile>{});
-  (t.n > kWidth<T> ? wide : narrow).data()[windows - 1](t, to, y, argmax);
+  using Windows = std::make_integer_sequence<int, kWindowsOfTile>;
+  static constexpr auto wide = pool_tiles<T, Layout::kGatheredPacked, true>(Windows{});
+  static constexpr auto narrow = pool_tiles<T, Layout::kGatheredPacked, false>(Windows{});
+  static constexpr auto in_place = pool_tiles<T, Layout::kGathered, true>(Windows{});
+  (t.ldb != kCols<T> ? in_place : t.n > kWidth<T> ? wide : narrow).data()[windows - 1](t, to, y, argmax);
 }
 
 // Whether all windows are 2 x 2, whole and apart.

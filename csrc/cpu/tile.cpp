@@ -7,7 +7,7 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-template <class T, int M, bool Gathered, bool Wide>
+template <class T, int M, Layout L, bool Wide>
 void tile(const TileArgs<T>& t) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
@@ -19,7 +19,7 @@ void tile(const TileArgs<T>& t) {
       if (Wide) simd::prefetch_to_write(t.y[i] + t.n - 1);
     }
   }
-  accumulate<T, M, Gathered, Wide>(t, sum0, sum1);
+  accumulate<T, M, L, Wide>(t, sum0, sum1);
   if (t.stop) {
 #pragma GCC unroll 14
     for (int i = 0; i < M; ++i) {
@@ -45,9 +45,9 @@ void tile(const TileArgs<T>& t) {
   }
 }
 
-template <class T, bool Gathered, bool Wide, int... M>
+template <class T, Layout L, bool Wide, int... M>
 constexpr auto tile_table(std::integer_sequence<int, M...>) {
-  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, Gathered, Wide>...};
+  return std::array<void (*)(const TileArgs<T>&), sizeof...(M)>{&tile<T, M + 1, L, Wide>...};
 }
 
 }  // namespace
@@ -55,8 +55,13 @@ constexpr auto tile_table(std::integer_sequence<int, M...>) {
 template <class T, bool Gathered>
 void run_tile(int64_t m, const TileArgs<T>& t) {
   using Rows = std::make_integer_sequence<int, Gathered ? kRows : kAdjacentRows>;
-  static constexpr auto wide = tile_table<T, Gathered, true>(Rows{});
-  static constexpr auto narrow = tile_table<T, Gathered, false>(Rows{});
+  constexpr Layout kPacked = Gathered ? Layout::kGatheredPacked : Layout::kAdjacent;
+  static constexpr auto wide = tile_table<T, kPacked, true>(Rows{});
+  static constexpr auto narrow = tile_table<T, kPacked, false>(Rows{});
+  if constexpr (Gathered) {
+    static constexpr auto in_place = tile_table<T, Layout::kGathered, true>(Rows{});
+    if (t.ldb != kCols<T>) return in_place.data()[m - 1](t);
+  }
   (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);
 }
 

@@ -49,12 +49,18 @@ constexpr int kAhead = 8;  // rows of b
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
               "accumulators, one row of b and one element of a stay in registers");
 
+// Where the tile reads a and b from. Addresses are registers, and 12 of them leave two: rows gathered against a packed b
+// (ldb is kCols) stay where they are, and a run has a limit of its own; against another b, they are moved to each run's
+// end, up to which k counts.
+enum class Layout { kGatheredPacked, kGathered, kAdjacent };
+
 // The sums of M rows and both vectors of columns. Wide: all kCols columns. Otherwise only the first vector's, for panels
 // with no more.
-template <class T, int M, bool Gathered, bool Wide>
+template <class T, int M, Layout L, bool Wide>
 [[gnu::always_inline]] inline void accumulate(const TileArgs<T>& t, simd::V<T> (&sum0)[M], simd::V<T> (&sum1)[M]) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
+  constexpr bool kToEnd = L == Layout::kGathered;
 #pragma GCC unroll 14
   for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
   if (t.start) {
@@ -65,22 +71,24 @@ template <class T, int M, bool Gathered, bool Wide>
     }
   }
 
+  const int64_t step = t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
-    const T* a[M];  // where gathered, the run's end, up to which k counts: one register less than with a limit of its own
-    const int64_t offset = run->a + (Gathered ? run->length : 0);
+    const T* a[M];
 #pragma GCC unroll 14
-    for (int i = 0; i < M; ++i) a[i] = (Gathered ? t.rows[i] : t.rows[0]) + offset;
-    const T* b = t.b + run->b * t.ldb;
-    const int64_t step = t.step, ldb = t.ldb;
-    for (int64_t k = Gathered ? -run->length : 0; k != (Gathered ? 0 : run->length); ++k, b += ldb) {
+    for (int i = 0; i < M; ++i)
+      a[i] = t.rows[L == Layout::kAdjacent ? 0 : i] + (kToEnd ? run->a + run->length : L == Layout::kAdjacent ? run->a : 0);
+    const T* b = t.b + run->b * ldb;
+    const int64_t first = kToEnd ? -run->length : L == Layout::kAdjacent ? 0 : run->a;
+    const int64_t end = kToEnd ? 0 : first + run->length;
+    for (int64_t k = first; k != end; ++k, b += ldb) {
       // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
       simd::prefetch(b + kAhead * ldb);
       if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
       const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
       for (int i = 0; i < M; ++i) {
-        const T* const from = Gathered ? &a[i][k] : &a[0][k * step + i];
-        if (!Gathered && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
+        const T* const from = L == Layout::kAdjacent ? &a[0][k * step + i] : &a[i][k];
+        if (L == Layout::kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
           sum0[i] = simd::multiply_add(from, b0, sum0[i]);
           if (Wide) sum1[i] = simd::multiply_add(from, b1, sum1[i]);
         } else {
