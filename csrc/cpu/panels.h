@@ -106,7 +106,7 @@ struct Panels {
   int64_t rows, n, first_packed;
   // readers: how many rows of tiles will read each panel. Where b's own rows are short, packing pays late.
   Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
-      : rows(rows), n(n), first_packed(transposed || readers >= (n <= 4 * kCols<T> ? 64 : 4) * kRows ? 0 : n / kCols<T>) {}
+      : rows(rows), n(n), first_packed(transposed || readers >= (n <= 4 * kCols<T> ? 16 : 4) * kRows ? 0 : n / kCols<T>) {}
 
   int64_t count() const { return panel_count(n, kCols<T>); }
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
