@@ -13,7 +13,7 @@ namespace fastnn::FASTNN_TARGET {
 namespace {
 
 constexpr int64_t kChunk = 16;           // row tiles per item at the most
-constexpr int64_t kChunks = 8;           // items that the rows are cut into before they get that high
+constexpr int64_t kCached = 4 << 20;     // bytes of b that may be expected to stay in the caches
 constexpr int64_t kGroup = 16;           // panels per item at the least, and twice as many at the most
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
@@ -24,16 +24,17 @@ Panels<T> panels_of_b(const GemmShape& s) {
   return Panels<T>(s.k, s.n, s.transpose_b, s.m);
 }
 
-// How y is cut into items, by the shape alone; no bit of the result depends on it.
+// How y is cut into items, for so many threads; no bit of the result depends on it.
 template <class T>
 struct Cut {
   int64_t chunks, groups;  // of rows, of panels
-  explicit Cut(const GemmShape& s) {
-    const int64_t panels = panel_count(s.n, kCols<T>);
-    const int64_t chunk = kRows * std::clamp<int64_t>((s.m + kRows * kChunks - 1) / (kRows * kChunks), 1, kChunk);
-    chunks = (s.m + chunk - 1) / chunk;
+  Cut(const GemmShape& s, int64_t threads) {
+    const int64_t panels = panel_count(s.n, kCols<T>), tiles = (s.m + kRows - 1) / kRows;
+    // Items for threads that are not equally fast; but where b is too large for the caches, each chunk fetches it again.
+    const int64_t items = threads * (s.k * s.n * int64_t(sizeof(T)) > kCached ? 1 : 4);
+    chunks = std::max({std::min(items, tiles / 2), (tiles + kChunk - 1) / kChunk, int64_t(1)});
     // Rows that are not packed gain nothing by more panels than are worth a thread's while.
-    const int64_t worth = kLeastWork / std::max<int64_t>(std::min(s.m, chunk) * s.k * kCols<T>, 1);
+    const int64_t worth = kLeastWork / std::max<int64_t>(s.m / chunks * s.k * kCols<T>, 1);
     const int64_t least = s.transpose_a || panels >= kPacked ? kGroup : 1;
     groups = std::max<int64_t>(panels / std::max({worth, least, int64_t(1)}), 1);
   }
@@ -130,7 +131,7 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
   const Panels<T> panels = panels_of_b<T>(s);
   pack_panels(panels, b, s.transpose_b, workspace);
   const Product<T> g{s, a, b, beta == T(0) ? nullptr : c, bias, alpha, beta, relu, y, workspace, panels};
-  const Cut<T> cut(s);
+  const Cut<T> cut(s, get_num_threads());
   parallel_for(cut.chunks * cut.groups, [&](int64_t item) {
     const int64_t row = item / cut.groups, column = item % cut.groups;
     const int64_t first = s.m * row / cut.chunks, left = panels.count() * column / cut.groups;
