@@ -37,6 +37,10 @@ def _native(name: str) -> ModuleType:
 
 @cache
 def _host(name: str) -> Backend:
+    # Fresh pages cost as much as the arithmetic of a small network, so the C library is to keep what is freed for the next
+    # op. glibc raises its threshold for giving memory back to twice the largest block it has seen freed, of up to 32 MB
+    # (mallopt(3), M_MMAP_THRESHOLD): it is shown one, never touched.
+    np.empty(2**25 - 2**16, np.uint8)
     return Backend(name, _native(name), np, 0)
 
 
@@ -269,15 +273,6 @@ def cuda_description() -> str:
     device = cupy.cuda.Device()
     name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
     return f"{name}, compute capability {device.compute_capability}, CuPy {cupy.__version__}, kernels for {native.architectures}"
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a training step frees for the next step, instead of giving it back to the system.
-
-    Fresh pages cost as much as the arithmetic of a small network. glibc raises its threshold for giving memory back to twice
-    the largest block it has seen freed, of up to 32 MB (mallopt(3), M_MMAP_THRESHOLD): so it is shown one, never touched.
-    """
-    np.empty(2**25 - 2**16, np.uint8)
 
 
 def set_num_threads(count: int) -> None:

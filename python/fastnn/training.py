@@ -204,7 +204,6 @@ class Run:
 
     def go(self) -> History:
         """Train to the last epoch, or until a callback sets model.stop_training."""
-        _backend.keep_freed_memory()
         with _deferred_interrupt() as self._check_interrupt:
             try:
                 self._call("on_train_begin", {})

@@ -187,7 +187,6 @@ class Fastnn:
         model, x, labels = self._model(case["x"], i["weights"]), i["x"], i["labels"]
         adam = optimizers.Adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, cases.EPSILON)
         model.compile(adam, losses.SparseCategoricalCrossentropy(from_logits=True))
-        _backend.keep_freed_memory()  # as every fit does; train_on_batch alone would not
         step = 0
 
         def call() -> float:
