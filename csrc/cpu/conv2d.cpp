@@ -241,41 +241,41 @@ void scatter_conv(const Conv2dShape& s, const Scatter<T>& g, const T* dy, const 
 // kPartials.
 template <class T>
 struct WeightCut {
-  int64_t panels, groups, slices, items;
+  int64_t panels, groups, slices;
   explicit WeightCut(const Conv2dShape& s) : panels(panel_count(s.k, kCols<T>)), groups((panels + kGroup - 1) / kGroup) {
     constexpr int64_t kItems = 32, kSlicePixels = 512, kPartials = 1 << 20;
     const int64_t most =
         std::min({kItems / (s.kh * groups), s.n * s.ho * s.wo / kSlicePixels, kPartials / (s.kh * s.kw * s.c * s.k)});
     slices = std::max<int64_t>(most, 1);
-    items = slices * s.kh * groups;
   }
   static constexpr int64_t kGroup = 4;  // panels of an item at the most
 };
 
-// One row of taps by a group of panels of dw's columns, over one slice's share of every class of image rows. The sum goes in
-// blocks of pixels, whose part of dy and, tile after tile, of x are packed to stay in the caches.
+// Rows of taps [r, r_end) by a group of panels of dw's columns, over one slice's share of every class of image rows. The sum
+// goes in blocks of pixels, whose part of dy and, tile after tile, of x are packed to stay in the caches.
 template <class T>
 class WeightItem {
  public:
-  WeightItem(const Conv2dShape& s, const T* x, const T* dy, int64_t r, int64_t left, int64_t right, T* dw)
+  WeightItem(const Conv2dShape& s, const T* x, const T* dy, int64_t r, int64_t r_end, int64_t left, int64_t right, T* dw)
       : s_(s),
         x_(x),
         dy_(dy + left * kCols<T>),
         r_(r),
+        r_end_(r_end),
         columns_(std::min(right * kCols<T>, s.k) - left * kCols<T>),
         panels_(right - left),
         x_packed_(panels_ > 2 && s.kw * s.c > 2 * kAdjacentRows),
         dy_packed_((panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows) || columns_ % kCols<T> != 0),
-        dw_(dw + r * s.kw * s.c * s.k + left * kCols<T>),
+        dw_(dw + left * kCols<T>),
         memory_(new T[size_t((dy_packed_ ? panels_ * kPixels * kCols<T> : 0) + (x_packed_ ? kPixels * kAdjacentRows : 0) +
                              3 * kAlign<T>)]) {
-    for (int64_t row = 0; row < s.kw * s.c; ++row) std::fill_n(dw_ + row * s.k, columns_, T(0));
+    for (int64_t row = r * s.kw * s.c; row < r_end * s.kw * s.c; ++row) std::fill_n(dw_ + row * s.k, columns_, T(0));
   }
 
   void add(const ConvPlan& plan, int64_t slice, int64_t slices) {
     const Image x_image{s_.h, s_.w, s_.c}, y_image{s_.ho, s_.wo, 1};
     for (const AxisClass& rows : plan.rows) {
-      if (r_ < rows.tap || r_ >= rows.tap + rows.taps) continue;
+      if (r_end_ <= rows.tap || r_ >= rows.tap + rows.taps) continue;
       const int64_t height = int64_t(rows.out.size()), total = s_.n * height;
       const int64_t begin = total * slice / slices, end = total * (slice + 1) / slices;
       for (const AxisClass& cols : plan.cols) {
@@ -285,24 +285,24 @@ class WeightItem {
         const int64_t blocks = dy_packed_ ? (pixels + kPixels - 1) / kPixels : 1;
         const int64_t most = blocks ? (pixels + blocks - 1) / blocks : 0;  // of a block
         for (int64_t p = begin; p < end; ++p) {
-          const Run run = {x_image.at(p / height, rows.source[p % height] + (r_ - rows.tap) * s_.dh, cols.source[0]),
+          const Run run = {x_image.at(p / height, rows.source[p % height], cols.source[0]),
                            y_image.at(p / height, rows.out[p % height], cols.out[0]), length};
           for (int64_t done = 0; done < length;) {
             const int64_t part = std::min(length - done, most - pixels_);
             runs_.push_back({run.a + done * s_.sw * s_.c, run.b + done, part});
             pixels_ += part, done += part;
-            if (pixels_ == most) add_block(cols);
+            if (pixels_ == most) add_block(rows, cols);
           }
         }
-        if (pixels_ > 0) add_block(cols);
+        if (pixels_ > 0) add_block(rows, cols);
       }
     }
   }
 
  private:
-  static constexpr int64_t kPixels = 256;  // of a block, at the most
+  static constexpr int64_t kPixels = 512;  // of a block, at the most
 
-  void add_block(const AxisClass& cols) {
+  void add_block(const AxisClass& rows, const AxisClass& cols) {
     T *const b = aligned(memory_.get()), *const a = b + (dy_packed_ ? panels_ * kPixels * kCols<T> : 0);
     if (dy_packed_) {
       int64_t k = 0;
@@ -313,6 +313,18 @@ class WeightItem {
         run.b = std::exchange(k, k + run.length);
       }
     }
+    for (int64_t r = std::max(r_, rows.tap); r < std::min(r_end_, rows.tap + rows.taps); ++r)
+      add_taps(cols, x_ + (r - rows.tap) * s_.dh * s_.w * s_.c, b, a, dw_ + r * s_.kw * s_.c * s_.k);
+    runs_.clear(), pixels_ = 0;
+  }
+
+  // Adds one row of taps; b: dy as packed, a: room for a tile's rows of x.
+  void add_taps(const AxisClass& cols, const T* x, const T* b, T* a, T* dw) {
+    // Tiles hop through x from pixel to pixel. So it is fetched before, as it lies.
+    if (dy_packed_)
+      for (const Run& run : runs_)
+        for (int64_t at = 0, end = ((run.length - 1) * s_.sw + cols.taps) * s_.c; at < end; at += kAlign<T>)
+          simd::prefetch(x + run.a + at);
     const Run together{0, 0, pixels_};
     TileArgs<T> t{};
     t.beta = 1, t.ldb = dy_packed_ ? kCols<T> : s_.k;
@@ -321,7 +333,7 @@ class WeightItem {
     const int64_t stretch = s_.dw == 1 ? cols.taps : std::min<int64_t>(cols.taps, 1);
     for (int64_t tap = 0; tap < cols.taps; tap += stretch)
       for_tiles<kAdjacentRows>(stretch * s_.c, [&](int64_t first, int64_t m) {
-        const T* source = x_ + tap * s_.dw * s_.c + first;
+        const T* source = x + tap * s_.dw * s_.c + first;
         t.step = s_.sw * s_.c;
         if (x_packed_) {
           T* packed = a;
@@ -332,7 +344,7 @@ class WeightItem {
           source = a, t.step = m;
         }
         T* y_rows[kAdjacentRows];
-        for (int64_t i = 0; i < m; ++i) y_rows[i] = dw_ + ((cols.tap + tap) * s_.c + first + i) * s_.k;
+        for (int64_t i = 0; i < m; ++i) y_rows[i] = dw + ((cols.tap + tap) * s_.c + first + i) * s_.k;
         t.rows = &source, t.y = y_rows, t.c = y_rows;
         for (int64_t panel = 0; panel < panels_; ++panel) {
           t.b = dy_packed_ ? b + panel * kPixels * kCols<T> : dy_ + panel * kCols<T>;
@@ -341,12 +353,11 @@ class WeightItem {
           for (int64_t i = 0; i < m; ++i) y_rows[i] += kCols<T>;
         }
       });
-    runs_.clear(), pixels_ = 0;
   }
 
   const Conv2dShape& s_;
   const T *x_, *dy_;
-  const int64_t r_, columns_, panels_;
+  const int64_t r_, r_end_, columns_, panels_;
   const bool x_packed_;   // where more than two panels read it; then dy is, too
   const bool dy_packed_;  // where more than two tiles read it, or it does not fill its panels
   T* const dw_;
@@ -413,10 +424,13 @@ void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* 
   const WeightCut<T> cut(s);
   const int64_t slices = cut.slices, weights = s.kh * s.kw * s.c * s.k;
   T* partials = slices > 1 ? workspace : dw;
-  parallel_for(cut.items, [&](int64_t item) {
-    const int64_t group = item % cut.groups, r = item / cut.groups % s.kh, slice = item / cut.groups / s.kh;
+  // Rows of taps share what of dy is packed, where there are enough items without them.
+  const int64_t rows = cut.slices * cut.groups >= 4 * get_num_threads() ? 1 : s.kh;
+  parallel_for(cut.slices * rows * cut.groups, [&](int64_t item) {
+    const int64_t group = item % cut.groups, row = item / cut.groups % rows, slice = item / cut.groups / rows;
+    const int64_t r = s.kh * row / rows, r_end = s.kh * (row + 1) / rows;
     const int64_t left = cut.panels * group / cut.groups, right = cut.panels * (group + 1) / cut.groups;
-    WeightItem<T>(s, x, dy, r, left, right, partials + slice * weights).add(plan, slice, slices);
+    WeightItem<T>(s, x, dy, r, r_end, left, right, partials + slice * weights).add(plan, slice, slices);
   });
 
   if (slices > 1)
