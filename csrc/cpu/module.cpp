@@ -28,15 +28,17 @@ struct Isa {
 
 // Those of this build, best last.
 std::vector<Isa> instruction_sets() {
+#if defined(FASTNN_AVX2) || defined(FASTNN_AVX512)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
   std::vector<Isa> sets{{"baseline", true, cpu_baseline::bind_ops}};
 #ifdef FASTNN_AVX2
-  sets.push_back({"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), cpu_avx2::bind_ops});
+  sets.push_back({"avx2", avx2, cpu_avx2::bind_ops});
 #endif
 #ifdef FASTNN_AVX512
   sets.push_back({"avx512",
-                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl"),
+                  avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
                   cpu_avx512::bind_ops});
 #endif
   return sets;

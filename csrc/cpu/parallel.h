@@ -1,5 +1,5 @@
-// Threads of the CPU backend. A kernel splits its work into items by its shape alone and each item writes its own part of
-// the output, so which thread takes which item, and how many threads there are, cannot change a bit of the result.
+// Threads of the CPU backend. A kernel splits its sums by its shape alone and each item writes its own part of the output,
+// so which thread takes which item, and how many threads there are, cannot change a bit of the result.
 #pragma once
 
 #include <cstdint>
