@@ -67,16 +67,14 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     }
     std::vector<Run> runs(kh * kw);
     TileArgs<T> t{};
-    t.runs = runs.data(), t.run_count = make_runs(rows, cols, source, kw, runs.data()), t.relu = relu;
+    t.runs = runs.data(), t.run_count = make_runs(rows, cols, source, kw, runs.data()), t.bias = bias, t.relu = relu;
     for (int64_t begin = 0; begin < panels.count(); begin += group) {
       const int64_t end = std::min(begin + group, panels.count());
       for_tiles(count, [&](int64_t first, int64_t m) {
         t.rows = source_pixel + first, t.y = out_pixel + first;
         for (int64_t panel = begin; panel < end; ++panel) {
           panels.select(t, b, workspace, panel);
-          t.bias = bias ? bias + panel * kCols<T> : nullptr;
           run_tile<T, true>(m, t);
-          for (int64_t p = first; p < first + m; ++p) out_pixel[p] += kCols<T>;
         }
       });
     }
@@ -220,7 +218,6 @@ void scatter_conv(const Conv2dShape& s, const Scatter<T>& g, const T* dy, const 
             t.rows = pixel + at, t.y = row + at;
             run_tile<T, true>(m, t);
           });
-          for (int64_t p = 0; p < count; ++p) row[p] += kCols<T>;
         }
         for (int64_t i = begin; i < end; ++i)
           for (int64_t r = 0; r < s.kh; ++r) {
@@ -348,9 +345,9 @@ class WeightItem {
         t.rows = &source, t.y = y_rows, t.c = y_rows;
         for (int64_t panel = 0; panel < panels_; ++panel) {
           t.b = dy_packed_ ? b + panel * kPixels * kCols<T> : dy_ + panel * kCols<T>;
-          t.n = std::min<int64_t>(kCols<T>, columns_ - panel * kCols<T>);
+          t.column = panel * kCols<T>;
+          t.n = std::min<int64_t>(kCols<T>, columns_ - t.column);
           run_tile<T, false>(m, t);
-          for (int64_t i = 0; i < m; ++i) y_rows[i] += kCols<T>;
         }
       });
   }

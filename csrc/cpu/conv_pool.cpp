@@ -94,8 +94,10 @@ void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
   simd::V<T> sum0[kPooled * N], sum1[kPooled * N];
   accumulate<T, kPooled * N, L, Wide>(t, sum0, sum1);
   const int64_t n0 = std::min<int64_t>(t.n, W), n1 = t.n - n0;
-  const simd::V<T> bias0 = t.bias ? simd::load(t.bias, n0) : simd::V<T>{};
-  const simd::V<T> bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : simd::V<T>{};
+  const T* const bias = t.bias + t.column;
+  const simd::V<T> bias0 = t.bias ? simd::load(bias, n0) : simd::V<T>{};
+  const simd::V<T> bias1 = t.bias && n1 ? simd::load(bias + W, n1) : simd::V<T>{};
+  y += t.column, argmax += t.column;
 #pragma GCC unroll 3
   for (int i = 0; i < N; ++i) {
     Winner<T> winner0(sum0[kPooled * i] + bias0, 0), winner1(sum1[kPooled * i] + bias1, 0);
@@ -150,7 +152,7 @@ struct WindowBlock {
 // The block by pool_tile, panel by panel; t has all but the rows and what belongs to a panel.
 template <class T>
 void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels<T>& panels, const T* x, const T* w,
-                       T* workspace, const T* bias, TileArgs<T> t, T* y, uint8_t* argmax) {
+                       T* workspace, TileArgs<T> t, T* y, uint8_t* argmax) {
   const Pool2dShape& p = g.pool;
   const T* source[kPixels];
   int64_t to[kPixels / kPooled], windows = 0;
@@ -163,11 +165,9 @@ void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels
     }
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     panels.select(t, w, workspace, panel);
-    t.bias = bias ? bias + panel * kCols<T> : nullptr;
     for (int64_t first = 0; first < windows; first += kWindowsOfTile) {
       t.rows = source + first * kPooled;
-      run_pool_tile(std::min<int64_t>(windows - first, kWindowsOfTile), t, to + first, y + panel * kCols<T>,
-                    argmax + panel * kCols<T>);
+      run_pool_tile(std::min<int64_t>(windows - first, kWindowsOfTile), t, to + first, y, argmax);
     }
   }
 }
@@ -214,8 +214,8 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     const int64_t first_j = item % blocks.across * blocks.cols, end_j = std::min(first_j + blocks.cols, p.wo);
     if (in_registers) {
       TileArgs<T> t{};
-      t.runs = runs.data(), t.run_count = run_count[0], t.relu = relu;
-      return pool_in_registers(g, {n, first_i, end_i, first_j, end_j}, panels, x, w, workspace, b, t, y, argmax);
+      t.runs = runs.data(), t.run_count = run_count[0], t.bias = b, t.relu = relu;
+      return pool_in_registers(g, {n, first_i, end_i, first_j, end_j}, panels, x, w, workspace, t, y, argmax);
     }
 
     constexpr int64_t kMost = std::max(kPixels, kMaxPositions);
@@ -247,7 +247,8 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     for (int64_t panel = 0; panel < panels.count(); ++panel) {
       TileArgs<T> t{};
       panels.select(t, w, workspace, panel);
-      t.bias = b ? b + panel * kCols<T> : nullptr;
+      t.bias = b ? b + t.column : nullptr;
+      t.column = 0;  // the buffer has this panel alone
       for (size_t c = 0; c < classes; ++c) {
         const int64_t first = c ? end[c - 1] : 0;
         t.runs = &runs[c * size_t(s.kh * s.kw)], t.run_count = run_count[c];

@@ -71,39 +71,38 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
   T* const sums = aligned(memory.get());
   T* const packed_rows = sums + sums_size;
 
-  const T* rows[kAdjacentRows];
-  const T* c_rows[kAdjacentRows];
-  T* y_rows[kAdjacentRows];
+  const T* rows[kRows];
+  const T* c_rows[kRows * kChunk];
+  T* y_rows[kRows * kChunk];
+  for (int64_t r = 0; r < count; ++r) {
+    c_rows[r] = g.c ? g.c + (first + r) * s.n : nullptr;
+    y_rows[r] = g.y + (first + r) * s.n;
+  }
   Run run{};
   TileArgs<T> t{};
-  t.rows = rows, t.runs = &run, t.run_count = 1, t.y = y_rows, t.c = g.c ? c_rows : nullptr;
-  t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
+  t.rows = rows, t.runs = &run, t.run_count = 1;
+  t.bias = g.bias, t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t k = s.k * block / blocks, depth = s.k * (block + 1) / blocks - k;
     run = {0, k, depth};
     if (packed) pack_rows(s, g.a, first, count, k, depth, packed_rows);
     for (int64_t panel = left; panel < right; ++panel) {
-      const int64_t column = panel * kCols<T>;
       g.panels.select(t, g.b, g.workspace, panel);
-      t.bias = g.bias ? g.bias + column : nullptr;
-      const auto next_rows = [&](int64_t begin, int64_t m) {
-        for (int64_t r = 0, at = (first + begin) * s.n + column; r < m; ++r, at += s.n) {
-          c_rows[r] = g.c ? g.c + at : nullptr;
-          y_rows[r] = g.y + at;
-        }
+      const auto next_rows = [&](int64_t begin) {
+        t.y = y_rows + begin, t.c = g.c ? c_rows + begin : nullptr;
         T* const sum = sums + ((panel - left) * count + begin) * kCols<T>;
         t.start = block > 0 ? sum : nullptr;
         t.stop = block < blocks - 1 ? sum : nullptr;
       };
       if (packed)
         for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
-          next_rows(begin, m);
+          next_rows(begin);
           rows[0] = packed_rows + begin * depth, t.step = m;
           run_tile<T, false>(m, t);
         });
       else
         for_tiles(count, [&](int64_t begin, int64_t m) {
-          next_rows(begin, m);
+          next_rows(begin);
           for (int64_t r = 0; r < m; ++r) rows[r] = g.a + (first + begin + r) * s.k + k;
           run_tile<T, true>(m, t);
         });

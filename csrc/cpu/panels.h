@@ -112,12 +112,13 @@ struct Panels {
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
   T* packed(T* workspace, int64_t panel) const { return aligned(workspace) + (panel - first_packed) * rows * kCols<T>; }
 
-  // Points t at the panel's b, ldb and n.
+  // Points t at the panel's b and columns.
   void select(TileArgs<T>& t, const T* b, T* workspace, int64_t panel) const {
     const bool in_place = panel < first_packed;
     t.b = in_place ? b + panel * kCols<T> : packed(workspace, panel);
     t.ldb = in_place ? n : kCols<T>;
-    t.n = std::min<int64_t>(kCols<T>, n - panel * kCols<T>);
+    t.column = panel * kCols<T>;
+    t.n = std::min<int64_t>(kCols<T>, n - t.column);
   }
 };
 

@@ -15,8 +15,8 @@ void tile(const TileArgs<T>& t) {
   if (!t.stop) {
 #pragma GCC unroll 14
     for (int i = 0; i < M; ++i) {
-      simd::prefetch_to_write(t.y[i]);
-      if (Wide) simd::prefetch_to_write(t.y[i] + t.n - 1);
+      simd::prefetch_to_write(t.y[i] + t.column);
+      if (Wide) simd::prefetch_to_write(t.y[i] + t.column + t.n - 1);
     }
   }
   accumulate<T, M, L, Wide>(t, sum0, sum1);
@@ -30,18 +30,19 @@ void tile(const TileArgs<T>& t) {
   }
 
   const int64_t n1 = Wide ? t.n - W : 0;
-  const V bias0 = t.bias ? simd::load(t.bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(t.bias + W, n1) : V{};
+  const T* const bias = t.bias + t.column;
+  const V bias0 = t.bias ? simd::load(bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(bias + W, n1) : V{};
 #pragma GCC unroll 14
   for (int i = 0; i < M; ++i) {
     V y0 = sum0[i] * t.alpha, y1 = sum1[i] * t.alpha;
     if (t.c) {
-      y0 += t.beta * simd::load(t.c[i], t.n);
-      if (n1) y1 += t.beta * simd::load(t.c[i] + W, n1);
+      y0 += t.beta * simd::load(t.c[i] + t.column, t.n);
+      if (n1) y1 += t.beta * simd::load(t.c[i] + t.column + W, n1);
     }
     if (t.bias) y0 += bias0, y1 += bias1;
     if (t.relu) y0 = simd::relu<T>(y0), y1 = simd::relu<T>(y1);
-    simd::store(t.y[i], y0, t.n);
-    if (n1) simd::store(t.y[i] + W, y1, n1);
+    simd::store(t.y[i] + t.column, y0, t.n);
+    if (n1) simd::store(t.y[i] + t.column + W, y1, n1);
   }
 }
 

@@ -31,10 +31,11 @@ struct TileArgs {
   int64_t run_count;
   const T* b;  // columns of one panel: kCols readable in each row
   int64_t ldb;
-  T* const* y;                  // M row addresses, at the panel's first column
+  T* const* y;                  // M row addresses
+  int64_t column = 0;           // of y, c and bias, where the panel's begin
   int64_t n;                    // real columns, at most kCols
   const T* const* c = nullptr;  // as y; null: beta is not used. May be y itself
-  const T* bias = nullptr;      // n values, or null
+  const T* bias = nullptr;      // a value for each column, or null
   T alpha = 1, beta = 0;
   bool relu = false;
   const T* start = nullptr;  // sums to go on from, M rows of kCols; null: zeros
