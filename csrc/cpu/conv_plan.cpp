@@ -5,6 +5,11 @@
 namespace fastnn {
 namespace {
 
+// a / b, of which b is mostly 1: some processors take a hundred cycles to divide.
+int64_t divided(int64_t a, int64_t b) {
+  return b == 1 ? a : a / b;
+}
+
 // Sorts the coordinates of one axis into classes. first_tap(out) is the first valid tap, last_tap(out) the last, in steps
 // of tap_step; source_of(out, tap) the pixel.
 template <class First, class Last, class Source>
@@ -13,7 +18,7 @@ std::vector<AxisClass> classify(int64_t size, int64_t tap_step, int64_t source_s
   std::vector<AxisClass> classes;
   for (int64_t out = 0; out < size; ++out) {
     const int64_t first = first_tap(out), last = last_tap(out);
-    const int64_t taps = first > last ? 0 : (last - first) / tap_step + 1;
+    const int64_t taps = first > last ? 0 : divided(last - first, tap_step) + 1;
     AxisClass* found = nullptr;
     for (auto it = classes.rbegin(); it != classes.rend() && !found; ++it)
       if (it->taps == taps && (taps == 0 || it->tap == first)) found = &*it;
@@ -25,7 +30,7 @@ std::vector<AxisClass> classify(int64_t size, int64_t tap_step, int64_t source_s
 }
 
 int64_t ceil_div(int64_t a, int64_t b) {
-  return a > 0 ? (a + b - 1) / b : 0;
+  return a > 0 ? divided(a + b - 1, b) : 0;
 }  // for a lowest tap: 0 where a <= 0
 
 std::vector<AxisClass> forward_axis(int64_t size, int64_t out_size, int64_t kernel, int64_t stride, int64_t dilation,
@@ -34,7 +39,7 @@ std::vector<AxisClass> forward_axis(int64_t size, int64_t out_size, int64_t kern
       out_size, 1, dilation, [=](int64_t out) { return ceil_div(pad - out * stride, dilation); },
       [=](int64_t out) {
         const int64_t room = size - 1 + pad - out * stride;  // the last tap's offset at most
-        return room < 0 ? -1 : std::min(kernel - 1, room / dilation);
+        return room < 0 ? -1 : std::min(kernel - 1, divided(room, dilation));
       },
       [=](int64_t out, int64_t tap) { return out * stride + tap * dilation - pad; });
 }

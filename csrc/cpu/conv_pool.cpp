@@ -156,13 +156,18 @@ void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels
   const Pool2dShape& p = g.pool;
   const T* source[kPixels];
   int64_t to[kPixels / kPooled], windows = 0;
-  for (int64_t i = block.first_i; i < block.end_i; ++i)
+  for (int64_t i = block.first_i; i < block.end_i; ++i) {
+    const Point* const rows = &g.rows[size_t(i * p.sh)];
+    const T *const upper = x + g.x.at(block.n, rows[0].source, 0), *const lower = x + g.x.at(block.n, rows[1].source, 0);
     for (int64_t j = block.first_j; j < block.end_j; ++j) {
-      const Point *const rows = &g.rows[size_t(i * p.sh)], *const cols = &g.cols[size_t(j * p.sw)];
-      for (int64_t q = 0; q < kPooled; ++q)
-        source[windows * kPooled + q] = x + g.x.at(block.n, rows[q / 2].source, cols[q % 2].source);
+      const Point* const cols = &g.cols[size_t(j * p.sw)];
+      const int64_t left = cols[0].source * g.x.c, right = cols[1].source * g.x.c;
+      const T** const of_window = source + windows * kPooled;
+      of_window[0] = upper + left, of_window[1] = upper + right;
+      of_window[2] = lower + left, of_window[3] = lower + right;
       to[windows++] = ((block.n * p.ho + i) * p.wo + j) * p.c;
     }
+  }
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     panels.select(t, w, workspace, panel);
     for (int64_t first = 0; first < windows; first += kWindowsOfTile) {
