@@ -97,6 +97,7 @@ void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
   const T* const bias = t.bias + t.column;
   const simd::V<T> bias0 = t.bias ? simd::load(bias, n0) : simd::V<T>{};
   const simd::V<T> bias1 = t.bias && n1 ? simd::load(bias + W, n1) : simd::V<T>{};
+  const bool relu = t.relu;
   y += t.column, argmax += t.column;
 #pragma GCC unroll 3
   for (int i = 0; i < N; ++i) {
@@ -106,8 +107,8 @@ void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
       winner0.take(sum0[kPooled * i + p] + bias0, p);
       if (Wide) winner1.take(sum1[kPooled * i + p] + bias1, p);
     }
-    winner0.store(t.relu, y + to[i], argmax + to[i], n0);
-    if (Wide) winner1.store(t.relu, y + to[i] + W, argmax + to[i] + W, n1);
+    winner0.store(relu, y + to[i], argmax + to[i], n0);
+    if (Wide) winner1.store(relu, y + to[i] + W, argmax + to[i] + W, n1);
   }
 }
 

@@ -29,21 +29,37 @@ void tile(const TileArgs<T>& t) {
     return;
   }
 
-  const int64_t n1 = Wide ? t.n - W : 0;
-  const T* const bias = t.bias + t.column;
-  const V bias0 = t.bias ? simd::load(bias, t.n) : V{}, bias1 = t.bias && n1 ? simd::load(bias + W, n1) : V{};
+  const TileArgs<T> u = t;  // by value: what y's stores might write to would be read again after each
+  const int64_t n1 = Wide ? u.n - W : 0;
+  const auto each_row = [&](auto f) {
 #pragma GCC unroll 14
-  for (int i = 0; i < M; ++i) {
-    V y0 = sum0[i] * t.alpha, y1 = sum1[i] * t.alpha;
-    if (t.c) {
-      y0 += t.beta * simd::load(t.c[i] + t.column, t.n);
-      if (n1) y1 += t.beta * simd::load(t.c[i] + t.column + W, n1);
-    }
-    if (t.bias) y0 += bias0, y1 += bias1;
-    if (t.relu) y0 = simd::relu<T>(y0), y1 = simd::relu<T>(y1);
-    simd::store(t.y[i] + t.column, y0, t.n);
-    if (n1) simd::store(t.y[i] + t.column + W, y1, n1);
+    for (int i = 0; i < M; ++i) f(i);
+  };
+  if (u.alpha != T(1)) each_row([&](int i) { sum0[i] *= u.alpha, sum1[i] *= u.alpha; });
+  if (u.c)
+    each_row([&](int i) {
+      const T* const c = u.c[i] + u.column;
+      sum0[i] += u.beta * simd::load(c, u.n);
+      if (n1) sum1[i] += u.beta * simd::load(c + W, n1);
+    });
+  if (u.bias) {
+    const T* const bias = u.bias + u.column;
+    const V bias0 = simd::load(bias, u.n), bias1 = n1 ? simd::load(bias + W, n1) : V{};
+    each_row([&](int i) { sum0[i] += bias0, sum1[i] += bias1; });
   }
+  if (u.relu) each_row([&](int i) { sum0[i] = simd::relu<T>(sum0[i]), sum1[i] = simd::relu<T>(sum1[i]); });
+  if (u.n == (Wide ? kCols<T> : W))
+    each_row([&](int i) {
+      T* const y = u.y[i] + u.column;
+      simd::store(y, sum0[i]);
+      if (Wide) simd::store(y + W, sum1[i]);
+    });
+  else
+    each_row([&](int i) {
+      T* const y = u.y[i] + u.column;
+      simd::store(y, sum0[i], u.n);
+      if (n1) simd::store(y + W, sum1[i], n1);
+    });
 }
 
 template <class T, Layout L, bool Wide, int... M>
