@@ -94,9 +94,8 @@ void pool_tile(const TileArgs<T>& t, const int64_t* to, T* y, uint8_t* argmax) {
   simd::V<T> sum0[kPooled * N], sum1[kPooled * N];
   accumulate<T, kPooled * N, L, Wide>(t, sum0, sum1);
   const int64_t n0 = std::min<int64_t>(t.n, W), n1 = t.n - n0;
-  const T* const bias = t.bias + t.column;
-  const simd::V<T> bias0 = t.bias ? simd::load(bias, n0) : simd::V<T>{};
-  const simd::V<T> bias1 = t.bias && n1 ? simd::load(bias + W, n1) : simd::V<T>{};
+  const simd::V<T> bias0 = t.bias ? simd::load(t.bias + t.column, n0) : simd::V<T>{};
+  const simd::V<T> bias1 = t.bias && n1 ? simd::load(t.bias + t.column + W, n1) : simd::V<T>{};
   const bool relu = t.relu;
   y += t.column, argmax += t.column;
 #pragma GCC unroll 3

@@ -61,7 +61,7 @@ template <class T, int M, Layout L, bool Wide>
 [[gnu::always_inline]] inline void accumulate(const TileArgs<T>& t, simd::V<T> (&sum0)[M], simd::V<T> (&sum1)[M]) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
-  constexpr bool kToEnd = L == Layout::kGathered;
+  constexpr bool kAdjacent = L == Layout::kAdjacent, kToEnd = L == Layout::kGathered;
 #pragma GCC unroll 14
   for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
   if (t.start) {
@@ -74,26 +74,24 @@ template <class T, int M, Layout L, bool Wide>
 
   const int64_t step = t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
+    const int64_t from = kToEnd ? run->a + run->length : kAdjacent ? run->a : 0, end = run->a + run->length - from;
     const T* a[M];
 #pragma GCC unroll 14
-    for (int i = 0; i < M; ++i)
-      a[i] = t.rows[L == Layout::kAdjacent ? 0 : i] + (kToEnd ? run->a + run->length : L == Layout::kAdjacent ? run->a : 0);
+    for (int i = 0; i < M; ++i) a[i] = t.rows[kAdjacent ? 0 : i] + from;
     const T* b = t.b + run->b * ldb;
-    const int64_t first = kToEnd ? -run->length : L == Layout::kAdjacent ? 0 : run->a;
-    const int64_t end = kToEnd ? 0 : first + run->length;
-    for (int64_t k = first; k != end; ++k, b += ldb) {
+    for (int64_t k = run->a - from; k != end; ++k, b += ldb) {
       // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
       simd::prefetch(b + kAhead * ldb);
       if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
       const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
       for (int i = 0; i < M; ++i) {
-        const T* const from = L == Layout::kAdjacent ? &a[0][k * step + i] : &a[i][k];
-        if (L == Layout::kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
-          sum0[i] = simd::multiply_add(from, b0, sum0[i]);
-          if (Wide) sum1[i] = simd::multiply_add(from, b1, sum1[i]);
+        const T* const element = kAdjacent ? &a[0][k * step + i] : &a[i][k];
+        if (kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
+          sum0[i] = simd::multiply_add(element, b0, sum0[i]);
+          if (Wide) sum1[i] = simd::multiply_add(element, b1, sum1[i]);
         } else {
-          const V x = simd::broadcast(*from);
+          const V x = simd::broadcast(*element);
           sum0[i] = simd::multiply_add(x, b0, sum0[i]);
           if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
         }
