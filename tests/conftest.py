@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import types
 from contextlib import contextmanager
 
@@ -19,6 +20,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("fastnn")
+
+# A shell starts what it runs in the background without Ctrl-C, which the tests send to themselves and their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A further backend joins here and every op test runs on it. Where there is no GPU, tests/test_cuda.py has the one test that
 # is skipped for it, with the reason, or fails with FASTNN_REQUIRE_CUDA=1.

@@ -94,7 +94,8 @@ def test_readme_begins_with_the_two_commands():
     first, second = re.findall(r"^```.*?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[:2]
     assert first == 'python3 -m venv .venv && .venv/bin/pip install ".[train]" && .venv/bin/fastnn train\n'
     assert (
-        second == 'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest\n'
+        second
+        == 'python3 -m venv .venv && .venv/bin/pip install ".[test]" && .venv/bin/python -m pytest -n auto\n'
     )
 
 
