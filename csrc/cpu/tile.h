@@ -1,7 +1,7 @@
 // The register tile on which GEMM and all three convolution passes stand: up to kRows or kAdjacentRows by kCols results,
 // held in registers while the sum runs.
 //
-//   y[i][0..n) = relu?(alpha * sum + beta * c[i][0..n) + bias),
+//   y[i][0..n) = relu?(alpha * sum + beta * c[i][0..n) + bias[0..n)),   all three from `column` on
 //   sum        = over runs, over k < run.length:  a_i[run.a + k * step] * b[(run.b + k) * ldb + 0..n)
 //
 // Rows are gathered (a_i = rows[i], any address; k walks along memory: forward, input gradient, A B) or adjacent
