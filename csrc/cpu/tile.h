@@ -49,8 +49,8 @@ constexpr int kAdjacentRows = simd::kRegisters == 32 ? 14 : 6;  // adjacent
 template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
 constexpr int kAhead = 8;  // rows of b
-constexpr int kFetch =
-    32;  // terms from one fetch of memory far away to the next: all at once, b would have to wait for them
+// Adjacent rows: terms from one fetch of y or `next` to the following one. All at once, b would have to wait for them.
+constexpr int kFetch = 32;
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
               "accumulators, one row of b and one element of a stay in registers");
 
@@ -77,7 +77,7 @@ template <class T, int M, Layout L, bool Wide>
   }
 
   const T* next = t.next;
-  int row = t.stop ? M : 0;  // of y, the next to fetch
+  int row = t.stop ? M : 0;  // of y, to be fetched
   const int64_t step = t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
     const int64_t from = kToEnd ? run->a + run->length : kAdjacent ? run->a : 0, end = run->a + run->length - from;
