@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kChunk = 16;           // row tiles per item at the most
 constexpr int64_t kCached = 4 << 20;     // bytes of b that may be expected to stay in the caches
-constexpr int64_t kNear = 512 << 10;     // bytes of b that stay in L2 beside the rows, up to which no panel is fetched ahead
 constexpr int64_t kGroup = 16;           // panels per item at the least, and twice as many at the most
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
@@ -85,17 +84,10 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
   t.bias = g.bias, t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t k = s.k * block / blocks, depth = s.k * (block + 1) / blocks - k;
-    const bool fetches = (right - left) * depth * kCols<T> * int64_t(sizeof(T)) > kNear;
     run = {0, k, depth};
     if (packed) pack_rows(s, g.a, first, count, k, depth, packed_rows);
     for (int64_t panel = left; panel < right; ++panel) {
       g.panels.select(t, g.b, g.workspace, panel);
-      // What the tiles will read next, of which each fetches a part.
-      const bool last = panel + 1 == right;
-      const int64_t following = last ? left : panel + 1;
-      const T* const next = fetches && !(last && block + 1 == blocks) && !g.panels.in_place(following)
-                                ? g.panels.packed(g.workspace, following) + (last ? k + depth : k) * kCols<T>
-                                : nullptr;
       const auto next_rows = [&](int64_t begin) {
         t.y = y_rows + begin, t.c = g.c ? c_rows + begin : nullptr;
         T* const sum = sums + ((panel - left) * count + begin) * kCols<T>;
@@ -106,7 +98,6 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
         for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
           next_rows(begin);
           rows[0] = packed_rows + begin * depth, t.step = m;
-          t.next = next ? next + begin * depth / count * kCols<T> : nullptr;
           run_tile<T, false>(m, t);
         });
       else

@@ -109,14 +109,14 @@ struct Panels {
       : rows(rows), n(n), first_packed(transposed || readers >= (n <= 4 * kCols<T> ? 16 : 4) * kRows ? 0 : n / kCols<T>) {}
 
   int64_t count() const { return panel_count(n, kCols<T>); }
-  bool in_place(int64_t panel) const { return panel < first_packed; }
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
   T* packed(T* workspace, int64_t panel) const { return aligned(workspace) + (panel - first_packed) * rows * kCols<T>; }
 
   // Points t at the panel's b and columns.
   void select(TileArgs<T>& t, const T* b, T* workspace, int64_t panel) const {
-    t.b = in_place(panel) ? b + panel * kCols<T> : packed(workspace, panel);
-    t.ldb = in_place(panel) ? n : kCols<T>;
+    const bool in_place = panel < first_packed;
+    t.b = in_place ? b + panel * kCols<T> : packed(workspace, panel);
+    t.ldb = in_place ? n : kCols<T>;
     t.column = panel * kCols<T>;
     t.n = std::min<int64_t>(kCols<T>, n - t.column);
   }

@@ -50,11 +50,6 @@ template <class T>
 }
 
 template <class T>
-[[gnu::always_inline]] inline void prefetch_far(const T* p) {  // into the L2 cache alone
-  __builtin_prefetch(p, 0, 2);
-}
-
-template <class T>
 [[gnu::always_inline]] inline void prefetch_to_write(T* p) {
   __builtin_prefetch(p, 1);
 }

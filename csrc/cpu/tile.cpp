@@ -12,7 +12,7 @@ void tile(const TileArgs<T>& t) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   V sum0[M], sum1[M];
-  if (!t.stop && L != Layout::kAdjacent) {
+  if (!t.stop) {
 #pragma GCC unroll 14
     for (int i = 0; i < M; ++i) {
       simd::prefetch_to_write(t.y[i] + t.column);

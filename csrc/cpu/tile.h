@@ -11,7 +11,6 @@
 // or the element's place in it: so results do not depend on how work is cut into tiles.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "simd.h"
@@ -40,7 +39,6 @@ struct TileArgs {
   T alpha = 1, beta = 0;
   bool relu = false;
   const T* start = nullptr;  // sums to go on from, M rows of kCols; null: zeros
-  const T* next = nullptr;   // adjacent rows: memory to fetch into L2 meanwhile, 8 bytes a term; null: none
   T* stop = nullptr;         // where to leave the sums for another call to go on from; null: they are whole, write y
 };
 
@@ -49,8 +47,6 @@ constexpr int kAdjacentRows = simd::kRegisters == 32 ? 14 : 6;  // adjacent
 template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
 constexpr int kAhead = 8;  // rows of b
-// Adjacent rows: terms from one fetch of y or `next` to the following one. All at once, b would have to wait for them.
-constexpr int kFetch = 32;
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
               "accumulators, one row of b and one element of a stay in registers");
 
@@ -76,8 +72,6 @@ template <class T, int M, Layout L, bool Wide>
     }
   }
 
-  const T* next = t.next;
-  int row = t.stop ? M : 0;  // of y, to be fetched
   const int64_t step = t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
     const int64_t from = kToEnd ? run->a + run->length : kAdjacent ? run->a : 0, end = run->a + run->length - from;
@@ -85,37 +79,21 @@ template <class T, int M, Layout L, bool Wide>
 #pragma GCC unroll 14
     for (int i = 0; i < M; ++i) a[i] = t.rows[kAdjacent ? 0 : i] + from;
     const T* b = t.b + run->b * ldb;
-    for (int64_t k = run->a - from; k != end;) {
-      int64_t pause = end;
-      if (kAdjacent) {
-        if (next) {
-#pragma GCC unroll 4
-          for (int j = 0; j < kFetch / 8; ++j) simd::prefetch_far(next + j * int(64 / sizeof(T)));
-          next += kFetch / 8 * (64 / sizeof(T));
-        }
-        if (row < M) {
-          simd::prefetch_to_write(t.y[row] + t.column);
-          if (Wide) simd::prefetch_to_write(t.y[row] + t.column + t.n - 1);
-          ++row;
-        }
-        pause = std::min(end, k + kFetch);
-      }
-      for (; k != pause; ++k, b += ldb) {
-        // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
-        simd::prefetch(b + kAhead * ldb);
-        if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
-        const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
+    for (int64_t k = run->a - from; k != end; ++k, b += ldb) {
+      // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
+      simd::prefetch(b + kAhead * ldb);
+      if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
+      const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
-        for (int i = 0; i < M; ++i) {
-          const T* const element = kAdjacent ? &a[0][k * step + i] : &a[i][k];
-          if (kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
-            sum0[i] = simd::multiply_add(element, b0, sum0[i]);
-            if (Wide) sum1[i] = simd::multiply_add(element, b1, sum1[i]);
-          } else {
-            const V x = simd::broadcast(*element);
-            sum0[i] = simd::multiply_add(x, b0, sum0[i]);
-            if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
-          }
+      for (int i = 0; i < M; ++i) {
+        const T* const element = kAdjacent ? &a[0][k * step + i] : &a[i][k];
+        if (kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
+          sum0[i] = simd::multiply_add(element, b0, sum0[i]);
+          if (Wide) sum1[i] = simd::multiply_add(element, b1, sum1[i]);
+        } else {
+          const V x = simd::broadcast(*element);
+          sum0[i] = simd::multiply_add(x, b0, sum0[i]);
+          if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
         }
       }
     }
