@@ -21,9 +21,7 @@ enum class Access { kRead, kWrite };
 
 // Where the arrays of a module lie. The host execution of the CUDA kernels takes both kinds.
 enum class Memory { kHost, kDevice, kAny };
-#ifndef FASTNN_MEMORY
-#define FASTNN_MEMORY kHost
-#endif
+extern const Memory kMemory;  // defined by each module
 
 // Lengths of axes that lie elsewhere: of an array, or of what it is compared with for the length of a call.
 class Sizes {
@@ -51,7 +49,6 @@ class Sizes {
 class ArrayView {
  public:
   ArrayView(const char* op, const char* name, py::handle object, Access access) : op_(op), name_(name), access_(access) {
-    constexpr Memory kMemory = Memory::FASTNN_MEMORY;
     // A buffer is host memory. It is asked for first, because a NumPy array answers at once, and has no such attribute at
     // some cost.
     const bool device = !PyObject_CheckBuffer(object.ptr()) && py::hasattr(object, "__cuda_array_interface__");

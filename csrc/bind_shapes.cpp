@@ -1,6 +1,5 @@
 // The shape structs as Python sees them: immutable, built by their checking constructor, with the output's shape on them.
 #include "bindings.h"
-#include "shapes.h"
 
 namespace py = pybind11;
 

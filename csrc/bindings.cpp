@@ -1,22 +1,22 @@
-// One m.def per op of ops.h. Compiled once per target, so that no backend's op list can drift from another's.
+// One m.def per op of ops.h. Compiled once for all modules, so that no backend's op list can drift from another's.
 //
 // A binding receives arrays that ops.py has allocated or made contiguous, and checks all that a kernel relies on: element
 // types, shapes against the call's shape struct, room in the workspace, no output over another array. Then it lets go of
 // the GIL and calls the kernel. Nothing is written before the last check has passed.
 #include "bindings.h"
 
+#include <algorithm>
+#include <bit>
+#include <stdexcept>
 #include <vector>
 
 #include "call.h"
-#include "ops.h"
 
-FASTNN_DECLARE_TARGET(FASTNN_TARGET)
-
-namespace fastnn::FASTNN_TARGET {
+namespace fastnn {
 namespace {
 
 void check_labels(const Call& call, const Matrix& m, const ArrayView* labels, uintptr_t stream) {
-  const BadLabel bad = find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
+  const BadLabel bad = kernels().find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
   if (bad.position >= 0)
     call.fail("label " + std::to_string(bad.label) + " at position " + std::to_string(bad.position) + " is not in [0, " +
               std::to_string(m.cols) + ")");
@@ -46,12 +46,12 @@ void check_product(const Call& call, Precision precision) {
   if (precision == Precision::kFloat32) return;
   if (precision != Precision::kWinograd && call.itemsize() != 4)
     throw py::type_error("precisions 'tf32' and 'bfloat16' are of float32 arrays, got float64");
-  check_precision(precision);
+  kernels().check_precision(precision);
 }
 
 void bind_gemm(py::module_& m) {
   m.def("gemm_workspace", [](const GemmShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.gemm_workspace(s); });
   });
   m.def("gemm", [](const GemmShape& s, Array a, Array b, Array c, Array bias, double alpha, double beta, bool relu, Array y,
                    Array scratch, uintptr_t stream) {
@@ -62,18 +62,17 @@ void bind_gemm(py::module_& m) {
     const auto* v_bias = call.maybe_in("bias", bias, {s.n});
     const auto* vy = call.out("out", y, {s.m, s.n});
     check_product(call, s.precision);
-    const auto* space = workspace(call, scratch, [&](auto t) { return gemm_workspace<decltype(t)>(s); });
-    call.run([=](auto t) {
-      using T = decltype(t);
-      gemm<T>(s, get<T>(va), get<T>(vb), get<T>(vc), get<T>(v_bias), T(alpha), T(beta), relu, get<T>(vy), get<T>(space),
-              to_stream(stream));
+    const auto* space = workspace(call, scratch, [&](const auto& ops) { return ops.gemm_workspace(s); });
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.gemm(s, get<T>(va), get<T>(vb), get<T>(vc), get<T>(v_bias), T(alpha), T(beta), relu, get<T>(vy), get<T>(space),
+               to_stream(stream));
     });
   });
 }
 
 void bind_conv2d(py::module_& m) {
   m.def("conv2d_forward_workspace", [](const Conv2dShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.conv2d_forward_workspace(s); });
   });
   m.def("conv2d_forward",
         [](const Conv2dShape& s, Array x, Array w, Array b, bool relu, Array y, Array scratch, uintptr_t stream) {
@@ -83,14 +82,13 @@ void bind_conv2d(py::module_& m) {
           const auto* vb = call.maybe_in("b", b, {s.k});
           const auto* vy = call.out("out", y, y_dims(s));
           check_product(call, s.precision);
-          const auto* space = workspace(call, scratch, [&](auto t) { return conv2d_forward_workspace<decltype(t)>(s); });
-          call.run([=](auto t) {
-            using T = decltype(t);
-            conv2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<T>(space), to_stream(stream));
+          const auto* space = workspace(call, scratch, [&](const auto& ops) { return ops.conv2d_forward_workspace(s); });
+          call.run([=]<class T>(const Ops<T>& ops) {
+            ops.conv2d_forward(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<T>(space), to_stream(stream));
           });
         });
   m.def("conv2d_backward_x_workspace", [](const Conv2dShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return conv2d_backward_x_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.conv2d_backward_x_workspace(s); });
   });
   m.def("conv2d_backward_x", [](const Conv2dShape& s, Array dy, Array w, Array dx, Array scratch, uintptr_t stream) {
     Call call("conv2d_backward_x");
@@ -98,14 +96,13 @@ void bind_conv2d(py::module_& m) {
     const auto* vw = call.in("w", w, w_dims(s));
     const auto* v_dx = call.out("out", dx, x_dims(s));
     check_product(call, s.precision);
-    const auto* space = workspace(call, scratch, [&](auto t) { return conv2d_backward_x_workspace<decltype(t)>(s); });
-    call.run([=](auto t) {
-      using T = decltype(t);
-      conv2d_backward_x<T>(s, get<T>(v_dy), get<T>(vw), get<T>(v_dx), get<T>(space), to_stream(stream));
+    const auto* space = workspace(call, scratch, [&](const auto& ops) { return ops.conv2d_backward_x_workspace(s); });
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.conv2d_backward_x(s, get<T>(v_dy), get<T>(vw), get<T>(v_dx), get<T>(space), to_stream(stream));
     });
   });
   m.def("conv2d_backward_w_workspace", [](const Conv2dShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return conv2d_backward_w_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.conv2d_backward_w_workspace(s); });
   });
   m.def("conv2d_backward_w", [](const Conv2dShape& s, Array dy, Array x, Array dw, Array scratch, uintptr_t stream) {
     Call call("conv2d_backward_w");
@@ -113,10 +110,9 @@ void bind_conv2d(py::module_& m) {
     const auto* vx = call.in("x", x, x_dims(s));
     const auto* v_dw = call.out("out", dw, w_dims(s));
     check_product(call, s.precision);
-    const auto* space = workspace(call, scratch, [&](auto t) { return conv2d_backward_w_workspace<decltype(t)>(s); });
-    call.run([=](auto t) {
-      using T = decltype(t);
-      conv2d_backward_w<T>(s, get<T>(v_dy), get<T>(vx), get<T>(v_dw), get<T>(space), to_stream(stream));
+    const auto* space = workspace(call, scratch, [&](const auto& ops) { return ops.conv2d_backward_w_workspace(s); });
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.conv2d_backward_w(s, get<T>(v_dy), get<T>(vx), get<T>(v_dw), get<T>(space), to_stream(stream));
     });
   });
 }
@@ -127,9 +123,8 @@ void bind_pool2d(py::module_& m) {
     const auto* vx = call.in("x", x, x_dims(s));
     const auto* vy = call.out("y", y, y_dims(s));
     const auto* va = call.out_int32("argmax", argmax, y_dims(s));
-    call.run([=](auto t) {
-      using T = decltype(t);
-      max_pool2d_forward<T>(s, get<T>(vx), get<T>(vy), get<int32_t>(va), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.max_pool2d_forward(s, get<T>(vx), get<T>(vy), get<int32_t>(va), to_stream(stream));
     });
   });
   m.def("max_pool2d_backward", [](const Pool2dShape& s, Array dy, Array argmax, Array dx, uintptr_t stream) {
@@ -137,34 +132,27 @@ void bind_pool2d(py::module_& m) {
     const auto* v_dy = call.in("dy", dy, y_dims(s));
     const auto* va = call.in_int32("argmax", argmax, y_dims(s));
     const auto* v_dx = call.out("dx", dx, x_dims(s));
-    call.run([=](auto t) {
-      using T = decltype(t);
-      max_pool2d_backward<T>(s, get<T>(v_dy), get<int32_t>(va), get<T>(v_dx), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.max_pool2d_backward(s, get<T>(v_dy), get<int32_t>(va), get<T>(v_dx), to_stream(stream));
     });
   });
   m.def("avg_pool2d_forward", [](const Pool2dShape& s, Array x, Array y, uintptr_t stream) {
     Call call("avg_pool2d");
     const auto* vx = call.in("x", x, x_dims(s));
     const auto* vy = call.out("y", y, y_dims(s));
-    call.run([=](auto t) {
-      using T = decltype(t);
-      avg_pool2d_forward<T>(s, get<T>(vx), get<T>(vy), to_stream(stream));
-    });
+    call.run([=]<class T>(const Ops<T>& ops) { ops.avg_pool2d_forward(s, get<T>(vx), get<T>(vy), to_stream(stream)); });
   });
   m.def("avg_pool2d_backward", [](const Pool2dShape& s, Array dy, Array dx, uintptr_t stream) {
     Call call("avg_pool2d_backward");
     const auto* v_dy = call.in("dy", dy, y_dims(s));
     const auto* v_dx = call.out("dx", dx, x_dims(s));
-    call.run([=](auto t) {
-      using T = decltype(t);
-      avg_pool2d_backward<T>(s, get<T>(v_dy), get<T>(v_dx), to_stream(stream));
-    });
+    call.run([=]<class T>(const Ops<T>& ops) { ops.avg_pool2d_backward(s, get<T>(v_dy), get<T>(v_dx), to_stream(stream)); });
   });
 }
 
 void bind_conv_pool(py::module_& m) {
   m.def("conv2d_max_pool2d_forward_workspace", [](const ConvPoolShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return conv2d_max_pool2d_forward_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.conv2d_max_pool2d_forward_workspace(s); });
   });
   m.def("conv2d_max_pool2d_forward", [](const ConvPoolShape& s, Array x, Array w, Array b, bool relu, Array y, Array argmax,
                                         Array scratch, uintptr_t stream) {
@@ -176,15 +164,14 @@ void bind_conv_pool(py::module_& m) {
     const auto* va = call.out_uint8("argmax", argmax, y_dims(s.pool));
     check_product(call, s.conv.precision);
     const auto* space =
-        workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_forward_workspace<decltype(t)>(s); });
-    call.run([=](auto t) {
-      using T = decltype(t);
-      conv2d_max_pool2d_forward<T>(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<uint8_t>(va), get<T>(space),
-                                   to_stream(stream));
+        workspace(call, scratch, [&](const auto& ops) { return ops.conv2d_max_pool2d_forward_workspace(s); });
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.conv2d_max_pool2d_forward(s, get<T>(vx), get<T>(vw), get<T>(vb), relu, get<T>(vy), get<uint8_t>(va), get<T>(space),
+                                    to_stream(stream));
     });
   });
   m.def("conv2d_max_pool2d_backward_x_workspace", [](const ConvPoolShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return conv2d_max_pool2d_backward_x_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.conv2d_max_pool2d_backward_x_workspace(s); });
   });
   m.def("conv2d_max_pool2d_backward_x",
         [](const ConvPoolShape& s, Array dy, Array argmax, Array w, Array dx, Array scratch, uintptr_t stream) {
@@ -195,15 +182,14 @@ void bind_conv_pool(py::module_& m) {
           const auto* v_dx = call.out("out", dx, x_dims(s.conv));
           check_product(call, s.conv.precision);
           const auto* space =
-              workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_backward_x_workspace<decltype(t)>(s); });
-          call.run([=](auto t) {
-            using T = decltype(t);
-            conv2d_max_pool2d_backward_x<T>(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vw), get<T>(v_dx), get<T>(space),
-                                            to_stream(stream));
+              workspace(call, scratch, [&](const auto& ops) { return ops.conv2d_max_pool2d_backward_x_workspace(s); });
+          call.run([=]<class T>(const Ops<T>& ops) {
+            ops.conv2d_max_pool2d_backward_x(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vw), get<T>(v_dx), get<T>(space),
+                                             to_stream(stream));
           });
         });
   m.def("conv2d_max_pool2d_backward_w_workspace", [](const ConvPoolShape& s, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return conv2d_max_pool2d_backward_w_workspace<decltype(t)>(s); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.conv2d_max_pool2d_backward_w_workspace(s); });
   });
   m.def("conv2d_max_pool2d_backward_w",
         [](const ConvPoolShape& s, Array dy, Array argmax, Array x, Array dw, Array db, Array scratch, uintptr_t stream) {
@@ -215,35 +201,31 @@ void bind_conv_pool(py::module_& m) {
           const auto* v_db = call.maybe_out("db", db, {s.conv.k});
           check_product(call, s.conv.precision);
           const auto* space =
-              workspace(call, scratch, [&](auto t) { return conv2d_max_pool2d_backward_w_workspace<decltype(t)>(s); });
-          call.run([=](auto t) {
-            using T = decltype(t);
-            conv2d_max_pool2d_backward_w<T>(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vx), get<T>(v_dw), get<T>(v_db),
-                                            get<T>(space), to_stream(stream));
+              workspace(call, scratch, [&](const auto& ops) { return ops.conv2d_max_pool2d_backward_w_workspace(s); });
+          call.run([=]<class T>(const Ops<T>& ops) {
+            ops.conv2d_max_pool2d_backward_w(s, get<T>(v_dy), get<uint8_t>(va), get<T>(vx), get<T>(v_dw), get<T>(v_db),
+                                             get<T>(space), to_stream(stream));
           });
         });
 }
 
 // An activation and its backward, which takes the forward's y.
-#define BIND_ELEMENTWISE(name)                                                                   \
-  m.def(#name "_forward", [](Array x, Array y, uintptr_t stream) {                               \
-    Call call(#name);                                                                            \
-    const auto* vx = call.in("x", x);                                                            \
-    const auto* vy = call.out("out", y, vx->shape());                                            \
-    call.run([=](auto t) {                                                                       \
-      using T = decltype(t);                                                                     \
-      name##_forward<T>(vx->size(), get<T>(vx), get<T>(vy), to_stream(stream));                  \
-    });                                                                                          \
-  });                                                                                            \
-  m.def(#name "_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {                   \
-    Call call(#name "_backward");                                                                \
-    const auto* vy = call.in("y", y);                                                            \
-    const auto* v_dy = call.in("dy", dy, vy->shape());                                           \
-    const auto* v_dx = call.out("dx", dx, vy->shape());                                          \
-    call.run([=](auto t) {                                                                       \
-      using T = decltype(t);                                                                     \
-      name##_backward<T>(vy->size(), get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream)); \
-    });                                                                                          \
+#define BIND_ELEMENTWISE(name)                                                                                           \
+  m.def(#name "_forward", [](Array x, Array y, uintptr_t stream) {                                                       \
+    Call call(#name);                                                                                                    \
+    const auto* vx = call.in("x", x);                                                                                    \
+    const auto* vy = call.out("out", y, vx->shape());                                                                    \
+    call.run(                                                                                                            \
+        [=]<class T>(const Ops<T>& ops) { ops.name##_forward(vx->size(), get<T>(vx), get<T>(vy), to_stream(stream)); }); \
+  });                                                                                                                    \
+  m.def(#name "_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {                                           \
+    Call call(#name "_backward");                                                                                        \
+    const auto* vy = call.in("y", y);                                                                                    \
+    const auto* v_dy = call.in("dy", dy, vy->shape());                                                                   \
+    const auto* v_dx = call.out("dx", dx, vy->shape());                                                                  \
+    call.run([=]<class T>(const Ops<T>& ops) {                                                                           \
+      ops.name##_backward(vy->size(), get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream));                        \
+    });                                                                                                                  \
   })
 
 void bind_activation(py::module_& m) {
@@ -255,10 +237,8 @@ void bind_activation(py::module_& m) {
     const auto* vx = call.in("x", x);
     const auto* vy = call.out("y", y, vx->shape());
     const Matrix d = as_matrix(call, vx);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      softmax_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(vy), to_stream(stream));
-    });
+    call.run(
+        [=]<class T>(const Ops<T>& ops) { ops.softmax_forward(d.rows, d.cols, get<T>(vx), get<T>(vy), to_stream(stream)); });
   });
   m.def("softmax_backward", [](Array dy, Array y, Array dx, uintptr_t stream) {
     Call call("softmax_backward");
@@ -266,9 +246,8 @@ void bind_activation(py::module_& m) {
     const auto* v_dy = call.in("dy", dy, vy->shape());
     const auto* v_dx = call.out("dx", dx, vy->shape());
     const Matrix d = as_matrix(call, vy);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      softmax_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.softmax_backward(d.rows, d.cols, get<T>(v_dy), get<T>(vy), get<T>(v_dx), to_stream(stream));
     });
   });
 }
@@ -282,10 +261,9 @@ void bind_loss(py::module_& m) {
     const auto* v_loss = call.out("loss", loss, {d.rows});
     const auto* vy = call.out("y", y, vx->shape());
     check_labels(call, d, v_labels, stream);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      sparse_cross_entropy_forward<T>(d.rows, d.cols, get<T>(vx), get<int32_t>(v_labels), get<T>(v_loss), get<T>(vy),
-                                      to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.sparse_cross_entropy_forward(d.rows, d.cols, get<T>(vx), get<int32_t>(v_labels), get<T>(v_loss), get<T>(vy),
+                                       to_stream(stream));
     });
   });
   m.def("sparse_cross_entropy_backward", [](Array dloss, Array y, Array labels, Array dx, uintptr_t stream) {
@@ -296,10 +274,9 @@ void bind_loss(py::module_& m) {
     const auto* v_labels = call.in_int32("labels", labels, {d.rows});
     const auto* v_dx = call.out("dx", dx, vy->shape());
     check_labels(call, d, v_labels, stream);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      sparse_cross_entropy_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<int32_t>(v_labels), get<T>(v_dx),
-                                       to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.sparse_cross_entropy_backward(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<int32_t>(v_labels), get<T>(v_dx),
+                                        to_stream(stream));
     });
   });
   m.def("cross_entropy_forward", [](Array x, Array target, Array loss, Array y, uintptr_t stream) {
@@ -309,9 +286,8 @@ void bind_loss(py::module_& m) {
     const auto* vt = call.in("target", target, vx->shape());
     const auto* v_loss = call.out("loss", loss, {d.rows});
     const auto* vy = call.out("y", y, vx->shape());
-    call.run([=](auto t) {
-      using T = decltype(t);
-      cross_entropy_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(vt), get<T>(v_loss), get<T>(vy), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.cross_entropy_forward(d.rows, d.cols, get<T>(vx), get<T>(vt), get<T>(v_loss), get<T>(vy), to_stream(stream));
     });
   });
   m.def("cross_entropy_backward", [](Array dloss, Array y, Array target, Array dx, uintptr_t stream) {
@@ -321,9 +297,8 @@ void bind_loss(py::module_& m) {
     const auto* v_dloss = call.in("dloss", dloss, {d.rows});
     const auto* vt = call.in("target", target, vy->shape());
     const auto* v_dx = call.out("dx", dx, vy->shape());
-    call.run([=](auto t) {
-      using T = decltype(t);
-      cross_entropy_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<T>(vt), get<T>(v_dx), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.cross_entropy_backward(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<T>(vt), get<T>(v_dx), to_stream(stream));
     });
   });
   m.def("mean_squared_error_forward", [](Array x, Array target, Array loss, uintptr_t stream) {
@@ -332,9 +307,8 @@ void bind_loss(py::module_& m) {
     const Matrix d = as_batch(call, vx);
     const auto* vt = call.in("target", target, vx->shape());
     const auto* v_loss = call.out("loss", loss, {d.rows});
-    call.run([=](auto t) {
-      using T = decltype(t);
-      mean_squared_error_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(vt), get<T>(v_loss), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.mean_squared_error_forward(d.rows, d.cols, get<T>(vx), get<T>(vt), get<T>(v_loss), to_stream(stream));
     });
   });
   m.def("mean_squared_error_backward", [](Array dloss, Array x, Array target, Array dx, uintptr_t stream) {
@@ -344,20 +318,19 @@ void bind_loss(py::module_& m) {
     const auto* v_dloss = call.in("dloss", dloss, {d.rows});
     const auto* vt = call.in("target", target, vx->shape());
     const auto* v_dx = call.out("dx", dx, vx->shape());
-    call.run([=](auto t) {
-      using T = decltype(t);
-      mean_squared_error_backward<T>(d.rows, d.cols, get<T>(v_dloss), get<T>(vx), get<T>(vt), get<T>(v_dx),
-                                     to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.mean_squared_error_backward(d.rows, d.cols, get<T>(v_dloss), get<T>(vx), get<T>(vt), get<T>(v_dx),
+                                      to_stream(stream));
     });
   });
 }
 
 void bind_norm(py::module_& m) {
   m.def("channel_workspace", [](int64_t rows, int64_t cols, int64_t itemsize) {
-    return workspace_size(itemsize, [&](auto t) { return channel_workspace<decltype(t)>(rows, cols); });
+    return workspace_size(itemsize, [&](const auto& ops) { return ops.channel_workspace(rows, cols); });
   });
   const auto channel_space = [](Call& call, const Matrix& d, Array scratch) -> const ArrayView* {
-    return workspace(call, scratch, [&](auto t) { return channel_workspace<decltype(t)>(d.rows, d.cols); });
+    return workspace(call, scratch, [&](const auto& ops) { return ops.channel_workspace(d.rows, d.cols); });
   };
   m.def("bias_backward", [=](Array dy, Array db, Array scratch, uintptr_t stream) {
     Call call("bias_backward");
@@ -365,9 +338,8 @@ void bind_norm(py::module_& m) {
     const Matrix d = as_matrix(call, v_dy);
     const auto* v_db = call.out("db", db, {d.cols});
     const auto* space = channel_space(call, d, scratch);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      bias_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(v_db), get<T>(space), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.bias_backward(d.rows, d.cols, get<T>(v_dy), get<T>(v_db), get<T>(space), to_stream(stream));
     });
   });
   m.def("batch_norm_forward", [=](Array x, Array gamma, Array beta, double epsilon, Array y, Array mean, Array var,
@@ -382,10 +354,9 @@ void bind_norm(py::module_& m) {
     const auto* v_mean = call.out("mean", mean, {d.cols});
     const auto* v_var = call.out("var", var, {d.cols});
     const auto* space = channel_space(call, d, scratch);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      batch_norm_forward<T>(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), epsilon, get<T>(vy), get<T>(v_mean),
-                            get<T>(v_var), get<T>(space), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.batch_norm_forward(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), epsilon, get<T>(vy),
+                             get<T>(v_mean), get<T>(v_var), get<T>(space), to_stream(stream));
     });
   });
   m.def("batch_norm_backward", [=](Array dy, Array x, Array gamma, Array mean, Array var, double epsilon, Array dx,
@@ -401,10 +372,9 @@ void bind_norm(py::module_& m) {
     const auto* v_dgamma = call.out("dgamma", dgamma, {d.cols});
     const auto* v_dbeta = call.out("dbeta", dbeta, {d.cols});
     const auto* space = channel_space(call, d, scratch);
-    call.run([=](auto t) {
-      using T = decltype(t);
-      batch_norm_backward<T>(d.rows, d.cols, get<T>(v_dy), get<T>(vx), get<T>(v_gamma), get<T>(v_mean), get<T>(v_var),
-                             epsilon, get<T>(v_dx), get<T>(v_dgamma), get<T>(v_dbeta), get<T>(space), to_stream(stream));
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.batch_norm_backward(d.rows, d.cols, get<T>(v_dy), get<T>(vx), get<T>(v_gamma), get<T>(v_mean), get<T>(v_var),
+                              epsilon, get<T>(v_dx), get<T>(v_dgamma), get<T>(v_dbeta), get<T>(space), to_stream(stream));
     });
   });
   m.def("batch_norm_inference",
@@ -417,10 +387,9 @@ void bind_norm(py::module_& m) {
           const auto* v_mean = call.in("mean", mean, {d.cols});
           const auto* v_var = call.in("var", var, {d.cols});
           const auto* vy = call.out("y", y, vx->shape());
-          call.run([=](auto t) {
-            using T = decltype(t);
-            batch_norm_inference<T>(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), get<T>(v_mean),
-                                    get<T>(v_var), epsilon, get<T>(vy), to_stream(stream));
+          call.run([=]<class T>(const Ops<T>& ops) {
+            ops.batch_norm_inference(d.rows, d.cols, get<T>(vx), get<T>(v_gamma), get<T>(v_beta), get<T>(v_mean),
+                                     get<T>(v_var), epsilon, get<T>(vy), to_stream(stream));
           });
         });
 }
@@ -459,11 +428,10 @@ void bind_optimizer(py::module_& m) {
       views.push_back(
           {w, call.in("dw", dws[i], w->shape()), has_velocity ? call.out("velocity", slots[i], w->shape()) : nullptr});
     }
-    call.run([=](auto t) {
-      using T = decltype(t);
+    call.run([=]<class T>(const Ops<T>& ops) {
       std::vector<SgdTensor<T>> tensors;
       for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.velocity)});
-      sgd_step<T>(tensors.data(), int64_t(tensors.size()), get<double>(v_rates), {momentum, nesterov}, to_stream(stream));
+      ops.sgd_step(tensors.data(), int64_t(tensors.size()), get<double>(v_rates), {momentum, nesterov}, to_stream(stream));
     });
   });
   m.def("adam_step", [](const py::list& ws, const py::list& dws, const py::list& ms, const py::list& vs, Array rates,
@@ -480,12 +448,11 @@ void bind_optimizer(py::module_& m) {
       views.push_back(
           {w, call.in("dw", dws[i], w->shape()), call.out("m", ms[i], w->shape()), call.out("v", vs[i], w->shape())});
     }
-    call.run([=](auto t) {
-      using T = decltype(t);
+    call.run([=]<class T>(const Ops<T>& ops) {
       std::vector<AdamTensor<T>> tensors;
       for (const Views& v : views) tensors.push_back({v.w->size(), get<T>(v.w), get<T>(v.dw), get<T>(v.m), get<T>(v.v)});
-      adam_step<T>(tensors.data(), int64_t(tensors.size()), get<double>(v_rates), {beta_1, beta_2, epsilon},
-                   to_stream(stream));
+      ops.adam_step(tensors.data(), int64_t(tensors.size()), get<double>(v_rates), {beta_1, beta_2, epsilon},
+                    to_stream(stream));
     });
   });
 }
@@ -493,6 +460,10 @@ void bind_optimizer(py::module_& m) {
 }  // namespace
 
 void bind_ops(py::module_& m) {
+  using Entry = void (*)();
+  const auto entries = std::bit_cast<std::array<Entry, sizeof(Kernels) / sizeof(Entry)>>(kernels());
+  if (std::find(entries.begin(), entries.end(), nullptr) != entries.end())
+    throw std::logic_error("fastnn: an op of ops.h has no kernel in this module: add it where its family enters its ops");
   py::class_<Tape>(m, "Tape", py::module_local())
       .def(py::init())
       .def("record", &Tape::record)
@@ -508,4 +479,4 @@ void bind_ops(py::module_& m) {
   bind_optimizer(m);
 }
 
-}  // namespace fastnn::FASTNN_TARGET
+}  // namespace fastnn

@@ -1,14 +1,19 @@
-// The two halves that a native module is put together from.
+// What a native module is put together from.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
-namespace fastnn {
-void bind_shapes(pybind11::module_& m);  // bind_shapes.cpp: once per module
-}
+#include "ops.h"
 
-// bindings.cpp: once per target.
-#define FASTNN_DECLARE_TARGET(target)  \
-  namespace fastnn::target {           \
-  void bind_ops(pybind11::module_& m); \
+namespace fastnn {
+
+void bind_shapes(pybind11::module_& m);  // bind_shapes.cpp
+void bind_ops(pybind11::module_& m);     // bindings.cpp
+
+}  // namespace fastnn
+
+// target.cpp: once per target.
+#define FASTNN_DECLARE_TARGET(target) \
+  namespace fastnn::target {          \
+  Kernels kernels();                  \
   }

@@ -9,10 +9,9 @@
 #include <vector>
 
 #include "array.h"
-#include "ops.h"
+#include "bindings.h"
 
-namespace fastnn::FASTNN_TARGET {
-namespace {
+namespace fastnn {
 
 inline const char* type_name(char dtype) {
   return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : dtype == 'i' ? "int32" : "uint8";
@@ -120,7 +119,8 @@ class Call {
 
   [[noreturn]] void fail(const std::string& what) const { throw py::value_error(std::string(op_) + ": " + what); }
 
-  // Calls kernel(T()) without the GIL. The kernel holds what it needs by value: a tape may keep it.
+  // Calls kernel(ops) with the ops of the arrays' type, without the GIL. The kernel holds what it needs by value: a tape may
+  // keep it.
   template <class F>
   void run(F kernel) {
     for (const ArrayView& a : views_)
@@ -128,9 +128,9 @@ class Call {
         if (&a != &b && a.written() && a.overlaps(b)) fail(std::string(a.name()) + " shares memory with " + b.name());
     const auto call = [kernel, dtype = dtype_] {
       if (dtype == 'f')
-        kernel(float());
+        kernel(kernels().float32);
       else
-        kernel(double());
+        kernel(kernels().float64);
     };
     if (Tape* tape = Tape::recording()) tape->add(call, std::move(views_));
     const py::gil_scoped_release release;
@@ -180,10 +180,10 @@ inline Stream to_stream(uintptr_t stream) {
   return reinterpret_cast<Stream>(stream);
 }
 
-// Calls sizes(T()) for the element type of `itemsize` bytes: how many elements of workspace an op wants.
+// sizes(ops) by the ops for elements of `itemsize` bytes: how many elements of workspace an op wants.
 template <class F>
 int64_t workspace_size(int64_t itemsize, F&& sizes) {
-  return itemsize == 4 ? sizes(float()) : sizes(double());
+  return itemsize == 4 ? sizes(kernels().float32) : sizes(kernels().float64);
 }
 
 template <class F>
@@ -216,5 +216,4 @@ inline Matrix as_batch(const Call& call, const ArrayView* v) {
   return {shape[0], cols};
 }
 
-}  // namespace
-}  // namespace fastnn::FASTNN_TARGET
+}  // namespace fastnn

@@ -9,8 +9,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements an item takes
 
-}  // namespace
-
 template <class T>
 void relu_forward(int64_t size, const T* x, T* y, Stream) {
   parallel_chunks(size, kGrain, [&](int64_t begin, int64_t end) {
@@ -84,16 +82,23 @@ void softmax_backward(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx
   });
 }
 
-#define ELEMENTWISE(name, T)                                      \
-  template void name##_forward<T>(int64_t, const T*, T*, Stream); \
-  template void name##_backward<T>(int64_t, const T*, const T*, T*, Stream);
-#define INSTANTIATE(T)                                                      \
-  ELEMENTWISE(relu, T)                                                      \
-  ELEMENTWISE(sigmoid, T)                                                   \
-  ELEMENTWISE(tanh, T)                                                      \
-  template void softmax_forward<T>(int64_t, int64_t, const T*, T*, Stream); \
-  template void softmax_backward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.relu_forward = relu_forward<T>;
+  ops.relu_backward = relu_backward<T>;
+  ops.sigmoid_forward = sigmoid_forward<T>;
+  ops.sigmoid_backward = sigmoid_backward<T>;
+  ops.tanh_forward = tanh_forward<T>;
+  ops.tanh_backward = tanh_backward<T>;
+  ops.softmax_forward = softmax_forward<T>;
+  ops.softmax_backward = softmax_backward<T>;
+}
+
+}  // namespace
+
+void add_activation(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

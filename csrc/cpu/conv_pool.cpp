@@ -177,8 +177,6 @@ void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels
   }
 }
 
-}  // namespace
-
 template <class T>
 int64_t conv2d_max_pool2d_forward_workspace(const ConvPoolShape& s) {
   if (windows_are_tiles(s)) return winograd_workspace<T>(s.conv.c, s.conv.k);
@@ -286,11 +284,19 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
   });
 }
 
-#define INSTANTIATE(T)                                                                                                   \
-  template int64_t conv2d_max_pool2d_forward_workspace<T>(const ConvPoolShape&);                                         \
-  template void conv2d_max_pool2d_forward<T>(const ConvPoolShape&, const T*, const T*, const T*, bool, T*, uint8_t*, T*, \
-                                             Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.conv2d_max_pool2d_forward_workspace = conv2d_max_pool2d_forward_workspace<T>;
+  ops.conv2d_max_pool2d_forward = conv2d_max_pool2d_forward<T>;
+}
+
+}  // namespace
+
+void add_conv_pool(Kernels& kernels) {
+  add_conv_pool_backward_x(kernels);
+  add_conv_pool_backward_w(kernels);
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -7,6 +7,10 @@
 
 namespace fastnn::FASTNN_TARGET {
 
+// Of conv_pool_backward_x.cpp and conv_pool_backward_w.cpp.
+void add_conv_pool_backward_x(Kernels&);
+void add_conv_pool_backward_w(Kernels&);
+
 using simd::kWidth;
 
 // One coordinate of the convolution's output: its valid taps tap, tap + 1, ..., `taps` of them, and the source under the

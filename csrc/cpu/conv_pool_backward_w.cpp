@@ -313,8 +313,6 @@ class FilterGradient {
   std::vector<Term<T>> sorted_;
 };
 
-}  // namespace
-
 template <class T>
 int64_t conv2d_max_pool2d_backward_w_workspace(const ConvPoolShape& s) {
   const Units units(s);
@@ -383,11 +381,17 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
   }
 }
 
-#define INSTANTIATE(T)                                                                                                \
-  template int64_t conv2d_max_pool2d_backward_w_workspace<T>(const ConvPoolShape&);                                   \
-  template void conv2d_max_pool2d_backward_w<T>(const ConvPoolShape&, const T*, const uint8_t*, const T*, T*, T*, T*, \
-                                                Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.conv2d_max_pool2d_backward_w_workspace = conv2d_max_pool2d_backward_w_workspace<T>;
+  ops.conv2d_max_pool2d_backward_w = conv2d_max_pool2d_backward_w<T>;
+}
+
+}  // namespace
+
+void add_conv_pool_backward_w(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

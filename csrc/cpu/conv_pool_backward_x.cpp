@@ -92,8 +92,6 @@ class InputGradient {
   std::vector<Strip> strips_;
 };
 
-}  // namespace
-
 template <class T>
 int64_t conv2d_max_pool2d_backward_x_workspace(const ConvPoolShape& s) {
   return Pieces(s.conv).size(s.conv) + kAlign<T>;
@@ -133,10 +131,17 @@ void conv2d_max_pool2d_backward_x(const ConvPoolShape& shape, const T* dy, const
   });
 }
 
-#define INSTANTIATE(T)                                                              \
-  template int64_t conv2d_max_pool2d_backward_x_workspace<T>(const ConvPoolShape&); \
-  template void conv2d_max_pool2d_backward_x<T>(const ConvPoolShape&, const T*, const uint8_t*, const T*, T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.conv2d_max_pool2d_backward_x_workspace = conv2d_max_pool2d_backward_x_workspace<T>;
+  ops.conv2d_max_pool2d_backward_x = conv2d_max_pool2d_backward_x<T>;
+}
+
+}  // namespace
+
+void add_conv_pool_backward_x(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -110,8 +110,6 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
   }
 }
 
-}  // namespace
-
 void check_precision(Precision precision) {
   if (precision == Precision::kTf32 || precision == Precision::kBfloat16)
     throw std::invalid_argument(
@@ -138,10 +136,18 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
   });
 }
 
-#define INSTANTIATE(T)                                  \
-  template int64_t gemm_workspace<T>(const GemmShape&); \
-  template void gemm<T>(const GemmShape&, const T*, const T*, const T*, const T*, T, T, bool, T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.gemm_workspace = gemm_workspace<T>;
+  ops.gemm = gemm<T>;
+}
+
+}  // namespace
+
+void add_gemm(Kernels& kernels) {
+  kernels.check_precision = check_precision;
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../array.h"
 #include "../bindings.h"
 #include "parallel.h"
 
@@ -15,36 +16,43 @@ FASTNN_DECLARE_TARGET(cpu_avx2)
 FASTNN_DECLARE_TARGET(cpu_avx512)
 #endif
 
-namespace py = pybind11;
-
 namespace fastnn {
+
+const Memory kMemory = Memory::kHost;
+
 namespace {
 
 struct Isa {
   const char* name;
   bool supported;
-  void (*bind)(py::module_&);
+  Kernels (*kernels)();
 };
+
+Kernels chosen_kernels;  // written once, by the module's initialization
 
 // Those of this build, best last.
 std::vector<Isa> instruction_sets() {
 #if defined(FASTNN_AVX2) || defined(FASTNN_AVX512)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  std::vector<Isa> sets{{"baseline", true, cpu_baseline::bind_ops}};
+  std::vector<Isa> sets{{"baseline", true, cpu_baseline::kernels}};
 #ifdef FASTNN_AVX2
-  sets.push_back({"avx2", avx2, cpu_avx2::bind_ops});
+  sets.push_back({"avx2", avx2, cpu_avx2::kernels});
 #endif
 #ifdef FASTNN_AVX512
   sets.push_back({"avx512",
                   avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-                  cpu_avx512::bind_ops});
+                  cpu_avx512::kernels});
 #endif
   return sets;
 }
 
 }  // namespace
+
+const Kernels& kernels() {
+  return chosen_kernels;
+}
 
 PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
   m.doc() = "CPU kernels of fastnn; use them through fastnn.ops.";
@@ -63,8 +71,9 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
                            py::str(", ").attr("join")(names).cast<std::string>());
   m.attr("isa") = chosen->name;
   m.attr("isas") = names;
+  chosen_kernels = chosen->kernels();
   bind_shapes(m);
-  chosen->bind(m);
+  bind_ops(m);
   m.def("set_num_threads", &set_num_threads);
   m.def("get_num_threads", &get_num_threads);
 }

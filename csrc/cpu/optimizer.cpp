@@ -23,8 +23,6 @@ void for_elements(const Tensor* tensors, int64_t count, F f) {
   });
 }
 
-}  // namespace
-
 // Keras's SGD: v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. Weight decay is decoupled:
 // w loses lr * decay * w first (Loshchilov and Hutter 2019).
 template <class T>
@@ -61,10 +59,17 @@ void adam_step(const AdamTensor<T>* tensors, int64_t count, const double* rates,
   });
 }
 
-#define INSTANTIATE(T)                                                                               \
-  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const double*, const SgdOptions&, Stream); \
-  template void adam_step<T>(const AdamTensor<T>*, int64_t, const double*, const AdamOptions&, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.sgd_step = sgd_step<T>;
+  ops.adam_step = adam_step<T>;
+}
+
+}  // namespace
+
+void add_optimizer(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

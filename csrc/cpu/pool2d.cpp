@@ -98,8 +98,6 @@ void gather_windows(const Pool2dShape& s, T* dx, Add add) {
   });
 }
 
-}  // namespace
-
 template <class T>
 void max_pool2d_forward(const Pool2dShape& s, const T* x, T* y, int32_t* argmax, Stream) {
   parallel_for(s.n * s.ho, [&](int64_t item) {
@@ -188,12 +186,19 @@ void avg_pool2d_backward(const Pool2dShape& s, const T* dy, T* dx, Stream) {
   });
 }
 
-#define INSTANTIATE(T)                                                                            \
-  template void max_pool2d_forward<T>(const Pool2dShape&, const T*, T*, int32_t*, Stream);        \
-  template void max_pool2d_backward<T>(const Pool2dShape&, const T*, const int32_t*, T*, Stream); \
-  template void avg_pool2d_forward<T>(const Pool2dShape&, const T*, T*, Stream);                  \
-  template void avg_pool2d_backward<T>(const Pool2dShape&, const T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.max_pool2d_forward = max_pool2d_forward<T>;
+  ops.max_pool2d_backward = max_pool2d_backward<T>;
+  ops.avg_pool2d_forward = avg_pool2d_forward<T>;
+  ops.avg_pool2d_backward = avg_pool2d_backward<T>;
+}
+
+}  // namespace
+
+void add_pool2d(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

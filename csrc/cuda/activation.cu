@@ -99,23 +99,17 @@ void map2(int64_t size, F f, const T* dy, const T* y, T* dx, Stream stream) {
   launch(map2_kernel<T, F>, grid_for(vectors ? vectors : size, kThreads), kThreads, 0, stream, vectors, size, f, dy, y, dx);
 }
 
-}  // namespace
-
 // ---- Entry points
 
-#define ELEMENTWISE(name, Function)                                                          \
-  template <class T>                                                                         \
-  void name##_forward(int64_t size, const T* x, T* y, Stream stream) {                       \
-    map(size, Function<T>(), x, y, stream);                                                  \
-  }                                                                                          \
-  template <class T>                                                                         \
-  void name##_backward(int64_t size, const T* dy, const T* y, T* dx, Stream stream) {        \
-    map2(size, Function##Backward<T>(), dy, y, dx, stream);                                  \
-  }                                                                                          \
-  template void name##_forward<float>(int64_t, const float*, float*, Stream);                \
-  template void name##_forward<double>(int64_t, const double*, double*, Stream);             \
-  template void name##_backward<float>(int64_t, const float*, const float*, float*, Stream); \
-  template void name##_backward<double>(int64_t, const double*, const double*, double*, Stream);
+#define ELEMENTWISE(name, Function)                                                   \
+  template <class T>                                                                  \
+  void name##_forward(int64_t size, const T* x, T* y, Stream stream) {                \
+    map(size, Function<T>(), x, y, stream);                                           \
+  }                                                                                   \
+  template <class T>                                                                  \
+  void name##_backward(int64_t size, const T* dy, const T* y, T* dx, Stream stream) { \
+    map2(size, Function##Backward<T>(), dy, y, dx, stream);                           \
+  }
 ELEMENTWISE(relu, Relu)
 ELEMENTWISE(sigmoid, Sigmoid)
 ELEMENTWISE(tanh, Tanh)
@@ -130,10 +124,23 @@ void softmax_backward(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx
   launch(softmax_backward_kernel<T>, grid_for_rows(rows), kRowsPerBlock * kWarp, 0, stream, rows, cols, dy, y, dx);
 }
 
-#define INSTANTIATE(T)                                                      \
-  template void softmax_forward<T>(int64_t, int64_t, const T*, T*, Stream); \
-  template void softmax_backward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.relu_forward = relu_forward<T>;
+  ops.relu_backward = relu_backward<T>;
+  ops.sigmoid_forward = sigmoid_forward<T>;
+  ops.sigmoid_backward = sigmoid_backward<T>;
+  ops.tanh_forward = tanh_forward<T>;
+  ops.tanh_backward = tanh_backward<T>;
+  ops.softmax_forward = softmax_forward<T>;
+  ops.softmax_backward = softmax_backward<T>;
+}
+
+}  // namespace
+
+void add_activation(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -70,8 +70,6 @@ Cut backward_x_cut(const Conv2dShape& s) {
   return cut<T>(rows, s.c, ceil_div(s.kh, step_h) * ceil_div(s.kw, step_w) * s.k, s.precision);
 }
 
-}  // namespace
-
 template <class T>
 int64_t conv2d_forward_workspace(const Conv2dShape& s) {
   return matmul_workspace<T>(s.n * s.ho * s.wo, s.k, s.kh * s.kw * s.c, s.precision);
@@ -140,14 +138,21 @@ void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* 
   });
 }
 
-#define INSTANTIATE(T)                                                                                     \
-  template int64_t conv2d_forward_workspace<T>(const Conv2dShape&);                                        \
-  template void conv2d_forward<T>(const Conv2dShape&, const T*, const T*, const T*, bool, T*, T*, Stream); \
-  template int64_t conv2d_backward_x_workspace<T>(const Conv2dShape&);                                     \
-  template void conv2d_backward_x<T>(const Conv2dShape&, const T*, const T*, T*, T*, Stream);              \
-  template int64_t conv2d_backward_w_workspace<T>(const Conv2dShape&);                                     \
-  template void conv2d_backward_w<T>(const Conv2dShape&, const T*, const T*, T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.conv2d_forward_workspace = conv2d_forward_workspace<T>;
+  ops.conv2d_forward = conv2d_forward<T>;
+  ops.conv2d_backward_x_workspace = conv2d_backward_x_workspace<T>;
+  ops.conv2d_backward_x = conv2d_backward_x<T>;
+  ops.conv2d_backward_w_workspace = conv2d_backward_w_workspace<T>;
+  ops.conv2d_backward_w = conv2d_backward_w<T>;
+}
+
+}  // namespace
+
+void add_conv2d(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -8,42 +8,47 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
+// Those that these are made of.
+template <class T>
+const Ops<T>& ops() {
+  return kernels().of<T>();
+}
+
 // Elements of the map before the pool, in whole vectors, so that the workspace behind it is aligned as it was.
 template <class T>
 int64_t map_size(const Conv2dShape& s) {
   return ceil_div(s.n * s.ho * s.wo * s.k, kVec<T>) * kVec<T>;
 }
 
-}  // namespace
-
 template <class T>
 int64_t conv2d_max_pool2d_forward_workspace(const ConvPoolShape& s) {
-  return map_size<T>(s.conv) + conv2d_forward_workspace<T>(s.conv);
+  return map_size<T>(s.conv) + ops<T>().conv2d_forward_workspace(s.conv);
 }
 
 template <class T>
 void conv2d_max_pool2d_forward(const ConvPoolShape& s, const T* x, const T* w, const T* b, bool relu, T* y, uint8_t* argmax,
                                T* workspace, Stream stream) {
-  conv2d_forward(s.conv, x, w, b, false, workspace, workspace + map_size<T>(s.conv), stream);
+  ops<T>().conv2d_forward(s.conv, x, w, b, false, workspace, workspace + map_size<T>(s.conv), stream);
   launch_max_forward(s.pool, workspace, relu, y, argmax, stream);
 }
 
 template <class T>
 int64_t conv2d_max_pool2d_backward_x_workspace(const ConvPoolShape& s) {
-  return map_size<T>(s.conv) + conv2d_backward_x_workspace<T>(s.conv);
+  return map_size<T>(s.conv) + ops<T>().conv2d_backward_x_workspace(s.conv);
 }
 
 template <class T>
 void conv2d_max_pool2d_backward_x(const ConvPoolShape& s, const T* dy, const uint8_t* argmax, const T* w, T* dx,
                                   T* workspace, Stream stream) {
   launch_max_backward(s.pool, dy, argmax, workspace, stream);
-  conv2d_backward_x(s.conv, workspace, w, dx, workspace + map_size<T>(s.conv), stream);
+  ops<T>().conv2d_backward_x(s.conv, workspace, w, dx, workspace + map_size<T>(s.conv), stream);
 }
 
 template <class T>
 int64_t conv2d_max_pool2d_backward_w_workspace(const ConvPoolShape& s) {
   const int64_t pixels = s.conv.n * s.conv.ho * s.conv.wo;
-  return map_size<T>(s.conv) + std::max(conv2d_backward_w_workspace<T>(s.conv), channel_workspace<T>(pixels, s.conv.k));
+  return map_size<T>(s.conv) +
+         std::max(ops<T>().conv2d_backward_w_workspace(s.conv), ops<T>().channel_workspace(pixels, s.conv.k));
 }
 
 template <class T>
@@ -51,20 +56,25 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& s, const T* dy, const uin
                                   T* workspace, Stream stream) {
   T* const rest = workspace + map_size<T>(s.conv);
   launch_max_backward(s.pool, dy, argmax, workspace, stream);
-  conv2d_backward_w(s.conv, workspace, x, dw, rest, stream);
-  if (db) bias_backward(s.conv.n * s.conv.ho * s.conv.wo, s.conv.k, workspace, db, rest, stream);
+  ops<T>().conv2d_backward_w(s.conv, workspace, x, dw, rest, stream);
+  if (db) ops<T>().bias_backward(s.conv.n * s.conv.ho * s.conv.wo, s.conv.k, workspace, db, rest, stream);
 }
 
-#define INSTANTIATE(T)                                                                                                     \
-  template int64_t conv2d_max_pool2d_forward_workspace<T>(const ConvPoolShape&);                                           \
-  template void conv2d_max_pool2d_forward<T>(const ConvPoolShape&, const T*, const T*, const T*, bool, T*, uint8_t*, T*,   \
-                                             Stream);                                                                      \
-  template int64_t conv2d_max_pool2d_backward_x_workspace<T>(const ConvPoolShape&);                                        \
-  template void conv2d_max_pool2d_backward_x<T>(const ConvPoolShape&, const T*, const uint8_t*, const T*, T*, T*, Stream); \
-  template int64_t conv2d_max_pool2d_backward_w_workspace<T>(const ConvPoolShape&);                                        \
-  template void conv2d_max_pool2d_backward_w<T>(const ConvPoolShape&, const T*, const uint8_t*, const T*, T*, T*, T*,      \
-                                                Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.conv2d_max_pool2d_forward_workspace = conv2d_max_pool2d_forward_workspace<T>;
+  ops.conv2d_max_pool2d_forward = conv2d_max_pool2d_forward<T>;
+  ops.conv2d_max_pool2d_backward_x_workspace = conv2d_max_pool2d_backward_x_workspace<T>;
+  ops.conv2d_max_pool2d_backward_x = conv2d_max_pool2d_backward_x<T>;
+  ops.conv2d_max_pool2d_backward_w_workspace = conv2d_max_pool2d_backward_w_workspace<T>;
+  ops.conv2d_max_pool2d_backward_w = conv2d_max_pool2d_backward_w<T>;
+}
+
+}  // namespace
+
+void add_conv_pool(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -13,8 +13,6 @@ void run(const GemmShape& s, const T* a, const T* b, const Result<T>& result, T*
          s.precision, workspace, stream);
 }
 
-}  // namespace
-
 void check_precision(Precision precision) {
   if (precision == Precision::kWinograd)
     throw std::invalid_argument("precision 'winograd' is the CPU's; on a GPU there are 'float32', 'tf32' and 'bfloat16'");
@@ -48,10 +46,18 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
                   : run<T, false, false>(s, a, b, result, workspace, stream);
 }
 
-#define INSTANTIATE(T)                                  \
-  template int64_t gemm_workspace<T>(const GemmShape&); \
-  template void gemm<T>(const GemmShape&, const T*, const T*, const T*, const T*, T, T, bool, T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.gemm_workspace = gemm_workspace<T>;
+  ops.gemm = gemm<T>;
+}
+
+}  // namespace
+
+void add_gemm(Kernels& kernels) {
+  kernels.check_precision = check_precision;
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -82,8 +82,6 @@ __global__ void squared_backward_kernel(int64_t size, FastDiv cols, const T* dlo
     dx[i] = (x[i] - target[i]) * (T(2) * dloss[cols(i)] / T(cols.divisor));
 }
 
-}  // namespace
-
 // ---- Entry points
 
 BadLabel find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream stream) {
@@ -130,14 +128,22 @@ void mean_squared_error_backward(int64_t rows, int64_t cols, const T* dloss, con
          x, target, dx);
 }
 
-#define INSTANTIATE(T)                                                                                              \
-  template void sparse_cross_entropy_forward<T>(int64_t, int64_t, const T*, const int32_t*, T*, T*, Stream);        \
-  template void sparse_cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const int32_t*, T*, Stream); \
-  template void cross_entropy_forward<T>(int64_t, int64_t, const T*, const T*, T*, T*, Stream);                     \
-  template void cross_entropy_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);              \
-  template void mean_squared_error_forward<T>(int64_t, int64_t, const T*, const T*, T*, Stream);                    \
-  template void mean_squared_error_backward<T>(int64_t, int64_t, const T*, const T*, const T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.sparse_cross_entropy_forward = sparse_cross_entropy_forward<T>;
+  ops.sparse_cross_entropy_backward = sparse_cross_entropy_backward<T>;
+  ops.cross_entropy_forward = cross_entropy_forward<T>;
+  ops.cross_entropy_backward = cross_entropy_backward<T>;
+  ops.mean_squared_error_forward = mean_squared_error_forward<T>;
+  ops.mean_squared_error_backward = mean_squared_error_backward<T>;
+}
+
+}  // namespace
+
+void add_loss(Kernels& kernels) {
+  kernels.find_bad_label = find_bad_label;
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -139,8 +139,6 @@ void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* 
          beta, mean, var, T(epsilon), y);
 }
 
-}  // namespace
-
 // ---- Entry points
 
 template <class T>
@@ -177,15 +175,20 @@ void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma
   normalize(rows, cols, x, gamma, beta, mean, var, epsilon, y, stream);
 }
 
-#define INSTANTIATE(T)                                                                                                     \
-  template int64_t channel_workspace<T>(int64_t, int64_t);                                                                 \
-  template void bias_backward<T>(int64_t, int64_t, const T*, T*, T*, Stream);                                              \
-  template void batch_norm_forward<T>(int64_t, int64_t, const T*, const T*, const T*, double, T*, T*, T*, T*, Stream);     \
-  template void batch_norm_backward<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*, T*, \
-                                       T*, T*, Stream);                                                                    \
-  template void batch_norm_inference<T>(int64_t, int64_t, const T*, const T*, const T*, const T*, const T*, double, T*,    \
-                                        Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.channel_workspace = channel_workspace<T>;
+  ops.bias_backward = bias_backward<T>;
+  ops.batch_norm_forward = batch_norm_forward<T>;
+  ops.batch_norm_backward = batch_norm_backward<T>;
+  ops.batch_norm_inference = batch_norm_inference<T>;
+}
+
+}  // namespace
+
+void add_norm(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -78,8 +78,6 @@ void step(const Tensor* tensors, int64_t count, const double* rates, F f, Stream
   }
 }
 
-}  // namespace
-
 // ---- Entry points
 
 template <class T>
@@ -92,10 +90,17 @@ void adam_step(const AdamTensor<T>* tensors, int64_t count, const double* rates,
   step(tensors, count, rates, Adam<T>{T(1 - o.beta_1), T(1 - o.beta_2), T(o.epsilon)}, stream);
 }
 
-#define INSTANTIATE(T)                                                                               \
-  template void sgd_step<T>(const SgdTensor<T>*, int64_t, const double*, const SgdOptions&, Stream); \
-  template void adam_step<T>(const AdamTensor<T>*, int64_t, const double*, const AdamOptions&, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.sgd_step = sgd_step<T>;
+  ops.adam_step = adam_step<T>;
+}
+
+}  // namespace
+
+void add_optimizer(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET

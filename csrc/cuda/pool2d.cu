@@ -44,8 +44,6 @@ __global__ void avg_backward_kernel(Pool2dShape s, Layout layout, FastDiv sh, Fa
   }
 }
 
-}  // namespace
-
 // ---- Entry points
 
 template <class T>
@@ -70,12 +68,19 @@ void avg_pool2d_backward(const Pool2dShape& s, const T* dy, T* dx, Stream stream
          Layout(s.h, s.w, s.c), FastDiv(s.sh), FastDiv(s.sw), dy, dx);
 }
 
-#define INSTANTIATE(T)                                                                            \
-  template void max_pool2d_forward<T>(const Pool2dShape&, const T*, T*, int32_t*, Stream);        \
-  template void max_pool2d_backward<T>(const Pool2dShape&, const T*, const int32_t*, T*, Stream); \
-  template void avg_pool2d_forward<T>(const Pool2dShape&, const T*, T*, Stream);                  \
-  template void avg_pool2d_backward<T>(const Pool2dShape&, const T*, T*, Stream);
-INSTANTIATE(float)
-INSTANTIATE(double)
+template <class T>
+void add(Ops<T>& ops) {
+  ops.max_pool2d_forward = max_pool2d_forward<T>;
+  ops.max_pool2d_backward = max_pool2d_backward<T>;
+  ops.avg_pool2d_forward = avg_pool2d_forward<T>;
+  ops.avg_pool2d_backward = avg_pool2d_backward<T>;
+}
+
+}  // namespace
+
+void add_pool2d(Kernels& kernels) {
+  add(kernels.float32);
+  add(kernels.float64);
+}
 
 }  // namespace fastnn::FASTNN_TARGET
