@@ -10,6 +10,7 @@
 //
 //   input gradient   rows: output pixels,      k: K,                 columns: taps x C   b = w transposed
 #include <memory>
+#include <numeric>
 
 #include "../ops.h"
 #include "conv.h"
@@ -248,31 +249,36 @@ struct WeightCut {
   static constexpr int64_t kGroup = 4;  // panels of an item at the most
 };
 
-// Rows of taps [r, r_end) by a group of panels of dw's columns, over one slice's share of every class of image rows. The sum
-// goes in blocks of pixels, whose part of dy and, tile after tile, of x are packed to stay in the caches.
+// What of dw an item computes: elements [from, to) of the (KW, C) of rows of taps [r, r_end), and panels [left, right).
+struct WeightPart {
+  int64_t r, r_end, from, to, left, right;
+};
+
+// A part of dw over one slice's share of every class of image rows. The sum goes in blocks of pixels, whose part of dy and,
+// tile after tile, of x are packed to stay in the caches.
 template <class T>
 class WeightItem {
  public:
-  WeightItem(const Conv2dShape& s, const T* x, const T* dy, int64_t r, int64_t r_end, int64_t left, int64_t right, T* dw)
+  WeightItem(const Conv2dShape& s, const T* x, const T* dy, const WeightPart& part, T* dw)
       : s_(s),
         x_(x),
-        dy_(dy + left * kCols<T>),
-        r_(r),
-        r_end_(r_end),
-        columns_(std::min(right * kCols<T>, s.k) - left * kCols<T>),
-        panels_(right - left),
+        dy_(dy + part.left * kCols<T>),
+        part_(part),
+        columns_(std::min(part.right * kCols<T>, s.k) - part.left * kCols<T>),
+        panels_(part.right - part.left),
         x_packed_(panels_ > 2 && s.kw * s.c > 2 * kAdjacentRows),
         dy_packed_((panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows) || columns_ % kCols<T> != 0),
-        dw_(dw + left * kCols<T>),
+        dw_(dw + part.left * kCols<T>),
         memory_(new T[size_t((dy_packed_ ? panels_ * kPixels * kCols<T> : 0) + (x_packed_ ? kPixels * kAdjacentRows : 0) +
                              3 * kAlign<T>)]) {
-    for (int64_t row = r * s.kw * s.c; row < r_end * s.kw * s.c; ++row) std::fill_n(dw_ + row * s.k, columns_, T(0));
+    for (int64_t r = part.r; r < part.r_end; ++r)
+      for (int64_t i = part.from; i < part.to; ++i) std::fill_n(dw_ + (r * s.kw * s.c + i) * s.k, columns_, T(0));
   }
 
   void add(const ConvPlan& plan, int64_t slice, int64_t slices) {
     const Image x_image{s_.h, s_.w, s_.c}, y_image{s_.ho, s_.wo, 1};
     for (const AxisClass& rows : plan.rows) {
-      if (r_end_ <= rows.tap || r_ >= rows.tap + rows.taps) continue;
+      if (part_.r_end <= rows.tap || part_.r >= rows.tap + rows.taps) continue;
       const int64_t height = int64_t(rows.out.size()), total = s_.n * height;
       const int64_t begin = total * slice / slices, end = total * (slice + 1) / slices;
       for (const AxisClass& cols : plan.cols) {
@@ -281,9 +287,10 @@ class WeightItem {
         const int64_t length = int64_t(cols.out.size()), pixels = (end - begin) * length;
         const int64_t blocks = dy_packed_ ? (pixels + kPixels - 1) / kPixels : 1;
         const int64_t most = blocks ? (pixels + blocks - 1) / blocks : 0;  // of a block
+        int64_t n = begin / height, i = begin % height;                    // some processors take a hundred cycles to divide
         for (int64_t p = begin; p < end; ++p) {
-          const Run run = {x_image.at(p / height, rows.source[p % height], cols.source[0]),
-                           y_image.at(p / height, rows.out[p % height], cols.out[0]), length};
+          const Run run = {x_image.at(n, rows.source[i], cols.source[0]), y_image.at(n, rows.out[i], cols.out[0]), length};
+          if (++i == height) i = 0, ++n;
           for (int64_t done = 0; done < length;) {
             const int64_t part = std::min(length - done, most - pixels_);
             runs_.push_back({run.a + done * s_.sw * s_.c, run.b + done, part});
@@ -310,7 +317,7 @@ class WeightItem {
         run.b = std::exchange(k, k + run.length);
       }
     }
-    for (int64_t r = std::max(r_, rows.tap); r < std::min(r_end_, rows.tap + rows.taps); ++r)
+    for (int64_t r = std::max(part_.r, rows.tap); r < std::min(part_.r_end, rows.tap + rows.taps); ++r)
       add_taps(cols, x_ + (r - rows.tap) * s_.dh * s_.w * s_.c, b, a, dw_ + r * s_.kw * s_.c * s_.k);
     runs_.clear(), pixels_ = 0;
   }
@@ -328,8 +335,10 @@ class WeightItem {
     t.runs = x_packed_ ? &together : runs_.data(), t.run_count = x_packed_ ? 1 : int64_t(runs_.size());
     // Without dilation a row of taps is one stretch of memory: (taps x C) adjacent rows of the tile.
     const int64_t stretch = s_.dw == 1 ? cols.taps : std::min<int64_t>(cols.taps, 1);
-    for (int64_t tap = 0; tap < cols.taps; tap += stretch)
-      for_tiles<kAdjacentRows>(stretch * s_.c, [&](int64_t first, int64_t m) {
+    for (int64_t tap = 0; tap < cols.taps; tap += stretch) {
+      const int64_t begin = (cols.tap + tap) * s_.c, from = std::max(part_.from - begin, int64_t(0));
+      for_tiles<kAdjacentRows>(std::min(part_.to - begin, stretch * s_.c) - from, [&](int64_t first, int64_t m) {
+        first += from;
         const T* source = x + tap * s_.dw * s_.c + first;
         t.step = s_.sw * s_.c;
         if (x_packed_) {
@@ -341,7 +350,7 @@ class WeightItem {
           source = a, t.step = m;
         }
         T* y_rows[kAdjacentRows];
-        for (int64_t i = 0; i < m; ++i) y_rows[i] = dw + ((cols.tap + tap) * s_.c + first + i) * s_.k;
+        for (int64_t i = 0; i < m; ++i) y_rows[i] = dw + (begin + first + i) * s_.k;
         t.rows = &source, t.y = y_rows, t.c = y_rows;
         for (int64_t panel = 0; panel < panels_; ++panel) {
           t.b = dy_packed_ ? b + panel * kPixels * kCols<T> : dy_ + panel * kCols<T>;
@@ -350,11 +359,13 @@ class WeightItem {
           run_tile<T, false>(m, t);
         }
       });
+    }
   }
 
   const Conv2dShape& s_;
   const T *x_, *dy_;
-  const int64_t r_, r_end_, columns_, panels_;
+  const WeightPart part_;
+  const int64_t columns_, panels_;
   const bool x_packed_;   // where more than two panels read it; then dy is, too
   const bool dy_packed_;  // where more than two tiles read it, or it does not fill its panels
   T* const dw_;
@@ -419,13 +430,19 @@ void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* 
   const WeightCut<T> cut(s);
   const int64_t slices = cut.slices, weights = s.kh * s.kw * s.c * s.k;
   T* partials = slices > 1 ? workspace : dw;
-  // Rows of taps share what of dy is packed, where there are enough items without them.
-  const int64_t rows = cut.slices * cut.groups >= 4 * get_num_threads() ? 1 : s.kh;
-  parallel_for(cut.slices * rows * cut.groups, [&](int64_t item) {
-    const int64_t group = item % cut.groups, row = item / cut.groups % rows, slice = item / cut.groups / rows;
-    const int64_t r = s.kh * row / rows, r_end = s.kh * (row + 1) / rows;
-    const int64_t left = cut.panels * group / cut.groups, right = cut.panels * (group + 1) / cut.groups;
-    WeightItem<T>(s, x, dy, r, r_end, left, right, partials + slice * weights).add(plan, slice, slices);
+  // Rows of taps share what of dy is packed, where there are enough items without them; and where there are few with them, a
+  // row is parted, so that all threads have as many.
+  const int64_t threads = get_num_threads(), length = s.kw * s.c;
+  const int64_t rows = slices * cut.groups >= 4 * threads ? 1 : s.kh, whole = slices * cut.groups * rows;
+  const int64_t most = std::max<int64_t>(length / (2 * kAdjacentRows), 1);
+  const int64_t parts = whole >= 4 * threads ? 1 : std::min(threads / std::gcd(threads, whole), most);
+  parallel_for(whole * parts, [&](int64_t item) {
+    const int64_t group = item % cut.groups, part = item / cut.groups % parts, row = item / cut.groups / parts % rows;
+    const int64_t slice = item / cut.groups / parts / rows;
+    const WeightPart mine{
+        s.kh * row / rows,           s.kh * (row + 1) / rows,         length * part / parts,
+        length * (part + 1) / parts, cut.panels * group / cut.groups, cut.panels * (group + 1) / cut.groups};
+    WeightItem<T>(s, x, dy, mine, partials + slice * weights).add(plan, slice, slices);
   });
 
   if (slices > 1)
