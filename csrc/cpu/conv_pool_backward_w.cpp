@@ -365,13 +365,17 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
   });
 
   // The slices in order, and back to (KH, KW, C, K).
-  parallel_for(s.kh * g.pieces.count, [&](int64_t piece) {
-    T* from = partials + piece * g.pieces.length * s.k;
+  constexpr int64_t kColumns = 16;
+  const int64_t columns = (s.k + kColumns - 1) / kColumns;
+  parallel_for(s.kh * g.pieces.count * columns, [&](int64_t item) {
+    const int64_t piece = item / columns, first = item % columns * kColumns, count = std::min(kColumns, s.k - first);
+    const int64_t length = g.pieces.length, at = (piece * s.k + first) * length;
+    T* from = partials + at;
     for (int64_t slice = 1; slice < units.slices; ++slice)
-      for (int64_t i = 0; i < g.pieces.length * s.k; ++i) from[i] += from[slice * weights + i];
-    T* to = dw + piece * g.pieces.length * s.k;
-    for (int64_t i = 0; i < g.pieces.length; ++i)
-      for (int64_t k = 0; k < s.k; ++k) to[i * s.k + k] = from[k * g.pieces.length + i];
+      for (int64_t i = 0; i < count * length; ++i) from[i] += partials[slice * weights + at + i];
+    T* to = dw + piece * length * s.k + first;
+    for (int64_t i = 0; i < length; ++i)
+      for (int64_t k = 0; k < count; ++k) to[i * s.k + k] = from[k * length + i];
   });
   if (!db) return;
   for (int64_t k = 0; k < s.k; ++k) {
