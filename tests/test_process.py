@@ -206,13 +206,15 @@ def test_forward_beyond_2_to_the_31(big_image):
 )
 @pytest.mark.parametrize("op", ["conv2d_backward_x", "max_pool2d_backward", "avg_pool2d_backward"])
 def test_backward_beyond_2_to_the_31(op):
-    shape, dy = (1, 2, WIDTH, 1), np.zeros((1, 1, 2**14 + 1, 1), np.float32)
-    dy[0, 0, -1] = 4
+    # Two large images, not a wide one: backward keeps a number or two for each row and column.
+    shape, stride, dy = (2, 2**15 + 2, 2**15 + 2, 1), 2**14, np.zeros((2, 3, 3, 1), np.float32)
+    assert np.prod(shape) > 2**31
+    dy[-1, -1, -1] = 4
     if op == "conv2d_backward_x":
-        dx, last = ops.conv2d_backward_x(dy, np.ones((2, 2, 1, 1), np.float32), shape, stride=(1, STEP)), 4
+        dx, last = ops.conv2d_backward_x(dy, np.ones((2, 2, 1, 1), np.float32), shape, stride=stride), 4
     elif op == "max_pool2d_backward":
-        dx, last = ops.max_pool2d_backward(dy, np.full(dy.shape, 3, np.int32), shape, 2, (1, STEP)), 4
+        dx, last = ops.max_pool2d_backward(dy, np.full(dy.shape, 3, np.int32), shape, 2, stride), 4
     else:
-        dx, last = ops.avg_pool2d_backward(dy, shape, 2, (1, STEP)), 1
-    assert dx[0, 1, -1, 0] == last
+        dx, last = ops.avg_pool2d_backward(dy, shape, 2, stride), 1
+    assert dx[-1, -1, -1, 0] == last
     assert np.count_nonzero(dx) == (1 if op == "max_pool2d_backward" else 4)
