@@ -13,7 +13,7 @@ import os
 import platform
 
 import numpy as np
-from fastnn.bench import cases
+from fastnn.bench import kernels, networks
 from fastnn.bench.timing import FLUSH_BYTES, Prepared, Unsupported, event_clock, step_clock, wall_clock
 
 # What a contender is measured at where nothing else is asked for, by device.
@@ -385,7 +385,7 @@ class Torch(Peer):
     def batch_norm(self, case, which, i):
         x, dy = self.image(i["x"]), self.image(i["dy"])
         gamma, beta, aten = self.flat(i["gamma"]), self.flat(i["beta"]), self.torch.ops.aten
-        epsilon = cases.BatchNorm.epsilon
+        epsilon = kernels.BatchNorm.epsilon
         forward = lambda: aten.native_batch_norm(x, gamma, beta, None, None, True, 0.0, epsilon)  # noqa: E731
         if which == "forward":
             return self._no_grad(forward), lambda y: [self.back(y[0])]
@@ -400,9 +400,9 @@ class Torch(Peer):
         fused = {"fused": True} if self.variants & {"fused", "compile", "graph"} else {}
         if "graph" in self.variants:
             fused["capturable"] = True
-        betas = (cases.BETA_1, cases.BETA_2)
+        betas = (networks.BETA_1, networks.BETA_2)
         return self.torch.optim.Adam(
-            parameters, lr=cases.LEARNING_RATE, betas=betas, eps=cases.EPSILON, **fused
+            parameters, lr=networks.LEARNING_RATE, betas=betas, eps=networks.EPSILON, **fused
         )
 
     def adam_step(self, case, which, i):
@@ -421,10 +421,10 @@ class Torch(Peer):
         return call, lambda ws: [w.detach().cpu().numpy() for w in ws]
 
     def network(self, name, weights):
-        """The network of cases.NETWORKS with these weights; the first matrix's rows come in PyTorch's order of pixels."""
+        """The network of networks.NETWORKS with these weights; the first matrix's rows come in PyTorch's order of pixels."""
 
         torch, nn = self.torch, self.torch.nn
-        shapes, modules = cases.NETWORKS[name], []
+        shapes, modules = networks.NETWORKS[name], []
         for number, shape in enumerate(shapes):
             w, b = weights[2 * number], weights[2 * number + 1]
             if len(shape) == 4:
@@ -444,7 +444,7 @@ class Torch(Peer):
             modules.append(layer)
             if number < len(shapes) - 1:
                 modules.append(nn.ReLU())
-            if number < cases.POOLED[name]:
+            if number < networks.POOLED[name]:
                 modules.append(nn.MaxPool2d(2))
         return nn.Sequential(*modules).to(self.device, memory_format=self.format)
 
@@ -598,7 +598,7 @@ class Jax(Peer):
 
     def _forward(self, name, weights, x):
         jax, lax = self.jax, self.jax.lax
-        shapes = cases.NETWORKS[name]
+        shapes = networks.NETWORKS[name]
         for number, shape in enumerate(shapes):
             w, b = weights[2 * number], weights[2 * number + 1]
             if len(shape) == 4:
@@ -611,7 +611,7 @@ class Jax(Peer):
             else:
                 x = x.reshape(len(x), -1) @ w + b
             x = jax.nn.relu(x) if number < len(shapes) - 1 else x
-            if number < cases.POOLED[name]:
+            if number < networks.POOLED[name]:
                 x = lax.reduce_window(x, -float("inf"), lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         return x
 
@@ -622,7 +622,7 @@ class Jax(Peer):
         import optax
 
         jax = self.jax
-        adam = optax.adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, eps=cases.EPSILON)
+        adam = optax.adam(networks.LEARNING_RATE, networks.BETA_1, networks.BETA_2, eps=networks.EPSILON)
 
         def loss_of(weights, x, labels):
             y = self._forward(case["x"], weights, x)
@@ -742,16 +742,16 @@ class TensorFlow(Peer):
         return self._function(call, i["dy"], i["x"], y)
 
     def network(self, name, weights):
-        """The network of cases.NETWORKS as a Keras model."""
+        """The network of networks.NETWORKS as a Keras model."""
         import keras
 
-        layers, shapes = keras.layers, cases.NETWORKS[name]
-        model = keras.Sequential([keras.Input(cases.IMAGE)])
+        layers, shapes = keras.layers, networks.NETWORKS[name]
+        model = keras.Sequential([keras.Input(networks.IMAGE)])
         for number, shape in enumerate(shapes):
             activation = "relu" if number < len(shapes) - 1 else None
             if len(shape) == 4:
                 model.add(layers.Conv2D(shape[3], shape[:2], activation=activation))
-                if number < cases.POOLED[name]:
+                if number < networks.POOLED[name]:
                     model.add(layers.MaxPooling2D())
                 continue
             if len(shapes[number - 1]) == 4:
@@ -763,7 +763,9 @@ class TensorFlow(Peer):
     def _adam(self):
         import keras
 
-        return keras.optimizers.Adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, cases.EPSILON)
+        return keras.optimizers.Adam(
+            networks.LEARNING_RATE, networks.BETA_1, networks.BETA_2, networks.EPSILON
+        )
 
     def inference(self, case, which, i):
         model = self.network(case["x"], i["weights"])
@@ -824,10 +826,10 @@ class Keras(TensorFlow):
 
 
 def onnx_network(name, weights):
-    """The network of cases.NETWORKS as the bytes of an ONNX model: x (n, 3, 32, 32) to y (n, 10)."""
+    """The network of networks.NETWORKS as the bytes of an ONNX model: x (n, 3, 32, 32) to y (n, 10)."""
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    shapes, nodes, stored, last = cases.NETWORKS[name], [], [], "x"
+    shapes, nodes, stored, last = networks.NETWORKS[name], [], [], "x"
 
     def add(op, *operands, **attributes):
         nonlocal last
@@ -851,9 +853,9 @@ def onnx_network(name, weights):
             add("Gemm", w.T, b, transB=1)
         if number < len(shapes) - 1:
             add("Relu")
-        if number < cases.POOLED[name]:
+        if number < networks.POOLED[name]:
             add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-    h, w, c = cases.IMAGE
+    h, w, c = networks.IMAGE
     ends = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", c, h, w]),
         helper.make_tensor_value_info(last, TensorProto.FLOAT, ["n", shapes[-1][1]]),

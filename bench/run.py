@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 
 try:
-    from fastnn.bench import cases, report, timing
+    from fastnn.bench import cases, family, report, timing
 except ImportError as error:
     sys.exit(
         f"bench/run.py: fastnn does not load ({error}): pip install . first, or set PYTHONPATH to a built checkout"
@@ -259,7 +259,7 @@ class Run:
             with turn(self.chosen.lock):
                 self.peaks.append(measure_peak(self.threads, self.scratch))
 
-    def measure(self, case: cases.Case) -> None:
+    def measure(self, case: family.Case) -> None:
         """All passes of a case, by all contenders that are there."""
         if self.chosen.limit and time.monotonic() - self.begin > self.chosen.limit:
             print(f"{case}: left out, the limit of {self.chosen.limit:g} s is reached")

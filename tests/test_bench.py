@@ -15,7 +15,7 @@ import fake_cupy
 import numpy as np
 import pytest
 from fastnn import cli
-from fastnn.bench import cases, own, report, timing
+from fastnn.bench import cases, family, networks, own, report, timing
 
 BENCH = Path(__file__).parents[1] / "bench"
 ALL = [name for suite in cases.SUITES.values() for name in suite]
@@ -211,11 +211,11 @@ PEAK = {"gflops": 100.0, "bandwidth": [[1024, 50.0], [2**20, 20.0]]}
 
 
 def test_ceiling_is_the_slower_of_arithmetic_and_memory():
-    assert timing.ceiling(cases.Work(1e9, 1000), PEAK) == pytest.approx(0.01)
-    assert timing.ceiling(cases.Work(0, 1000), PEAK) == pytest.approx(1000 / 50e9)
-    assert timing.ceiling(cases.Work(0, 2**20), PEAK) == pytest.approx(2**20 / 50e9)
-    assert timing.ceiling(cases.Work(0, 2**30), PEAK) == pytest.approx(2**30 / 20e9)
-    assert timing.ceiling(cases.Work(1, 1), None) is None
+    assert timing.ceiling(family.Work(1e9, 1000), PEAK) == pytest.approx(0.01)
+    assert timing.ceiling(family.Work(0, 1000), PEAK) == pytest.approx(1000 / 50e9)
+    assert timing.ceiling(family.Work(0, 2**20), PEAK) == pytest.approx(2**20 / 50e9)
+    assert timing.ceiling(family.Work(0, 2**30), PEAK) == pytest.approx(2**30 / 20e9)
+    assert timing.ceiling(family.Work(1, 1), None) is None
 
 
 class Scripted:
@@ -546,7 +546,7 @@ def test_fastnn_on_a_gpu(cuda, monkeypatch, tmp_path, name):
     monkeypatch.setattr(own, "FLUSH_BYTES", 64)
     monkeypatch.setattr(timing, "WARM_SECONDS", 0)
     monkeypatch.setattr(timing, "WARM_CALLS", 1)
-    monkeypatch.setattr(cases, "BATCHES", 4)
+    monkeypatch.setattr(networks, "BATCHES", 4)
     case = cases.parse(name)
     for which in case.passes:
         found = timing.measure(

@@ -11,8 +11,8 @@ import numpy as np
 
 from .. import __version__, _backend, layers, losses, models, ops, optimizers
 from .._typing import Array
-from . import cases
-from .cases import Case, Inputs
+from . import kernels, networks
+from .family import Case, Inputs
 from .timing import FLUSH_BYTES, Clock, Prepared, Unsupported, event_clock, step_clock, wall_clock
 
 
@@ -137,7 +137,7 @@ class Fastnn:
 
     def batch_norm(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
         x, dy, gamma, beta = (i[name] for name in ("x", "dy", "gamma", "beta"))
-        epsilon = cases.BatchNorm.epsilon
+        epsilon = kernels.BatchNorm.epsilon
         if which == "forward":
             return lambda: ops.batch_norm(x, gamma, beta, epsilon=epsilon)[0]
         _, mean, var = ops.batch_norm(x, gamma, beta, epsilon=epsilon)
@@ -152,25 +152,27 @@ class Fastnn:
                 dws,
                 ms,
                 vs,
-                step=cases.AdamStep.step,
-                learning_rate=cases.LEARNING_RATE,
-                beta_1=cases.BETA_1,
-                beta_2=cases.BETA_2,
-                epsilon=cases.EPSILON,
+                step=networks.AdamStep.step,
+                learning_rate=networks.LEARNING_RATE,
+                beta_1=networks.BETA_1,
+                beta_2=networks.BETA_2,
+                epsilon=networks.EPSILON,
             )
             return list(ws)
 
         return call
 
     def _model(self, name: str, weights: list[Array]) -> models.Sequential:
-        """A network of cases.NETWORKS, as the tutorial's program writes it; images come in 0..1."""
-        model = models.Sequential([layers.Input(cases.IMAGE)], device=self.device, precision=self.precision)
-        shapes = cases.NETWORKS[name]
+        """A network of networks.NETWORKS, as the tutorial's program writes it; images come in 0..1."""
+        model = models.Sequential(
+            [layers.Input(networks.IMAGE)], device=self.device, precision=self.precision
+        )
+        shapes = networks.NETWORKS[name]
         for number, shape in enumerate(shapes):
             activation = "relu" if number < len(shapes) - 1 else None
             if len(shape) == 4:
                 model.add(layers.Conv2D(shape[3], shape[:2], activation=activation))
-                if number < cases.POOLED[name]:
+                if number < networks.POOLED[name]:
                     model.add(layers.MaxPooling2D((2, 2)))
                 continue
             if len(shapes[number - 1]) == 4:
@@ -185,7 +187,7 @@ class Fastnn:
 
     def train_step(self, case: Case, which: str, i: Inputs) -> tuple[Callable[[], Any], Clock]:
         model, x, labels = self._model(case["x"], i["weights"]), i["x"], i["labels"]
-        adam = optimizers.Adam(cases.LEARNING_RATE, cases.BETA_1, cases.BETA_2, cases.EPSILON)
+        adam = optimizers.Adam(networks.LEARNING_RATE, networks.BETA_1, networks.BETA_2, networks.EPSILON)
         model.compile(adam, losses.SparseCategoricalCrossentropy(from_logits=True))
         step = 0
 

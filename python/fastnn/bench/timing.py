@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .._typing import Array
-from .cases import Case, Expected, Inputs, Work
+from .family import Case, Expected, Inputs, Work
 
 FLUSH_BYTES = 2**28  # more than the L2 cache of any GPU
 SAME = 0.03  # what differs by less than this is called the same, where the spread allows to say so
