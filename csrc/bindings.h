@@ -15,5 +15,5 @@ void bind_ops(pybind11::module_& m);     // bindings.cpp
 // target.cpp: once per target.
 #define FASTNN_DECLARE_TARGET(target) \
   namespace fastnn::target {          \
-  Kernels kernels();                  \
+  Kernels make_kernels();             \
   }

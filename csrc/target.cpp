@@ -12,7 +12,7 @@ void add_loss(Kernels&);
 void add_norm(Kernels&);
 void add_optimizer(Kernels&);
 
-Kernels kernels() {
+Kernels make_kernels() {
   Kernels all{};
   add_gemm(all);
   add_conv2d(all);

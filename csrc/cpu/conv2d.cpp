@@ -287,7 +287,8 @@ class WeightItem {
         const int64_t length = int64_t(cols.out.size()), pixels = (end - begin) * length;
         const int64_t blocks = dy_packed_ ? (pixels + kPixels - 1) / kPixels : 1;
         const int64_t most = blocks ? (pixels + blocks - 1) / blocks : 0;  // of a block
-        int64_t n = begin / height, i = begin % height;                    // some processors take a hundred cycles to divide
+        // Counted on, because some processors take a hundred cycles to divide.
+        int64_t n = begin / height, i = begin % height;
         for (int64_t p = begin; p < end; ++p) {
           const Run run = {x_image.at(n, rows.source[i], cols.source[0]), y_image.at(n, rows.out[i], cols.out[0]), length};
           if (++i == height) i = 0, ++n;

@@ -25,7 +25,7 @@ namespace {
 struct Isa {
   const char* name;
   bool supported;
-  Kernels (*kernels)();
+  Kernels (*make_kernels)();
 };
 
 Kernels chosen_kernels;  // written once, by the module's initialization
@@ -35,15 +35,15 @@ std::vector<Isa> instruction_sets() {
 #if defined(FASTNN_AVX2) || defined(FASTNN_AVX512)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-  std::vector<Isa> sets{{"baseline", true, cpu_baseline::kernels}};
+  std::vector<Isa> sets{{"baseline", true, cpu_baseline::make_kernels}};
 #ifdef FASTNN_AVX2
-  sets.push_back({"avx2", avx2, cpu_avx2::kernels});
+  sets.push_back({"avx2", avx2, cpu_avx2::make_kernels});
 #endif
 #ifdef FASTNN_AVX512
   sets.push_back({"avx512",
                   avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"),
-                  cpu_avx512::kernels});
+                  cpu_avx512::make_kernels});
 #endif
   return sets;
 }
@@ -71,7 +71,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
                            py::str(", ").attr("join")(names).cast<std::string>());
   m.attr("isa") = chosen->name;
   m.attr("isas") = names;
-  chosen_kernels = chosen->kernels();
+  chosen_kernels = chosen->make_kernels();
   bind_shapes(m);
   bind_ops(m);
   m.def("set_num_threads", &set_num_threads);

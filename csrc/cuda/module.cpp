@@ -15,7 +15,7 @@ FASTNN_DECLARE_TARGET(FASTNN_TARGET)
 namespace fastnn {
 
 const Kernels& kernels() {
-  static const Kernels all = FASTNN_TARGET::kernels();
+  static const Kernels all = FASTNN_TARGET::make_kernels();
   return all;
 }
 
