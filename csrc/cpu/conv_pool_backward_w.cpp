@@ -365,7 +365,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
   });
 
   // The slices in order, and back to (KH, KW, C, K).
-  constexpr int64_t kColumns = 16;
+  constexpr int64_t kColumns = 16;  // channels of an item
   const int64_t columns = (s.k + kColumns - 1) / kColumns;
   parallel_for(s.kh * g.pieces.count * columns, [&](int64_t item) {
     const int64_t piece = item / columns, first = item % columns * kColumns, count = std::min(kColumns, s.k - first);

@@ -8,12 +8,6 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-// Those that these are made of.
-template <class T>
-const Ops<T>& ops() {
-  return kernels().of<T>();
-}
-
 // Elements of the map before the pool, in whole vectors, so that the workspace behind it is aligned as it was.
 template <class T>
 int64_t map_size(const Conv2dShape& s) {
@@ -22,33 +16,33 @@ int64_t map_size(const Conv2dShape& s) {
 
 template <class T>
 int64_t conv2d_max_pool2d_forward_workspace(const ConvPoolShape& s) {
-  return map_size<T>(s.conv) + ops<T>().conv2d_forward_workspace(s.conv);
+  return map_size<T>(s.conv) + kernels().of<T>().conv2d_forward_workspace(s.conv);
 }
 
 template <class T>
 void conv2d_max_pool2d_forward(const ConvPoolShape& s, const T* x, const T* w, const T* b, bool relu, T* y, uint8_t* argmax,
                                T* workspace, Stream stream) {
-  ops<T>().conv2d_forward(s.conv, x, w, b, false, workspace, workspace + map_size<T>(s.conv), stream);
+  kernels().of<T>().conv2d_forward(s.conv, x, w, b, false, workspace, workspace + map_size<T>(s.conv), stream);
   launch_max_forward(s.pool, workspace, relu, y, argmax, stream);
 }
 
 template <class T>
 int64_t conv2d_max_pool2d_backward_x_workspace(const ConvPoolShape& s) {
-  return map_size<T>(s.conv) + ops<T>().conv2d_backward_x_workspace(s.conv);
+  return map_size<T>(s.conv) + kernels().of<T>().conv2d_backward_x_workspace(s.conv);
 }
 
 template <class T>
 void conv2d_max_pool2d_backward_x(const ConvPoolShape& s, const T* dy, const uint8_t* argmax, const T* w, T* dx,
                                   T* workspace, Stream stream) {
   launch_max_backward(s.pool, dy, argmax, workspace, stream);
-  ops<T>().conv2d_backward_x(s.conv, workspace, w, dx, workspace + map_size<T>(s.conv), stream);
+  kernels().of<T>().conv2d_backward_x(s.conv, workspace, w, dx, workspace + map_size<T>(s.conv), stream);
 }
 
 template <class T>
 int64_t conv2d_max_pool2d_backward_w_workspace(const ConvPoolShape& s) {
   const int64_t pixels = s.conv.n * s.conv.ho * s.conv.wo;
-  return map_size<T>(s.conv) +
-         std::max(ops<T>().conv2d_backward_w_workspace(s.conv), ops<T>().channel_workspace(pixels, s.conv.k));
+  return map_size<T>(s.conv) + std::max(kernels().of<T>().conv2d_backward_w_workspace(s.conv),
+                                        kernels().of<T>().channel_workspace(pixels, s.conv.k));
 }
 
 template <class T>
@@ -56,8 +50,8 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& s, const T* dy, const uin
                                   T* workspace, Stream stream) {
   T* const rest = workspace + map_size<T>(s.conv);
   launch_max_backward(s.pool, dy, argmax, workspace, stream);
-  ops<T>().conv2d_backward_w(s.conv, workspace, x, dw, rest, stream);
-  if (db) ops<T>().bias_backward(s.conv.n * s.conv.ho * s.conv.wo, s.conv.k, workspace, db, rest, stream);
+  kernels().of<T>().conv2d_backward_w(s.conv, workspace, x, dw, rest, stream);
+  if (db) kernels().of<T>().bias_backward(s.conv.n * s.conv.ho * s.conv.wo, s.conv.k, workspace, db, rest, stream);
 }
 
 template <class T>
