@@ -2,6 +2,7 @@
 // the memory from being freed or resized while a kernel runs without the GIL.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -49,13 +50,15 @@ class Sizes {
 class ArrayView {
  public:
   ArrayView(const char* op, const char* name, py::handle object, Access access) : op_(op), name_(name), access_(access) {
-    // A buffer is host memory. It is asked for first, because a NumPy array answers at once, and has no such attribute at
-    // some cost.
-    const bool device = !PyObject_CheckBuffer(object.ptr()) && py::hasattr(object, "__cuda_array_interface__");
+    // A NumPy array is known by its type. Of others the interface decides: a CuPy array has the buffer protocol, too, which
+    // refuses unless the host can read its memory.
+    const py::object interface =
+        py::isinstance<py::array>(object) ? py::none() : py::getattr(object, "__cuda_array_interface__", py::none());
+    const bool device = !interface.is_none();
     if (device && kMemory == Memory::kHost) fail<py::type_error>("is on a GPU, where other arrays of the call are not");
     if (!device && kMemory == Memory::kDevice) fail<py::type_error>("is in host memory, where other arrays are on a GPU");
     if (device)
-      read_interface(object);
+      read_interface(object, interface);
     else
       read_buffer(object);
     if (reinterpret_cast<uintptr_t>(data_) % uintptr_t(itemsize_)) fail<py::value_error>("is not aligned to its elements");
@@ -121,9 +124,8 @@ class ArrayView {
     return std::string("buffer format '") + (buffer_.view.format ? buffer_.view.format : "B") + "'";
   }
 
-  void read_interface(py::handle object) {
+  void read_interface(py::handle object, const py::dict& interface) {
     owner_ = py::reinterpret_borrow<py::object>(object);
-    const py::dict interface = object.attr("__cuda_array_interface__");
     const auto data = interface["data"].cast<std::pair<uintptr_t, bool>>();
     if (written() && data.second) fail<py::value_error>("is read-only");
     data_ = reinterpret_cast<char*>(data.first);

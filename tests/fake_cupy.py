@@ -9,6 +9,7 @@ the graph does it again on them. What CUDA refuses there raises. A graph's memor
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import types
 import weakref
@@ -205,7 +206,9 @@ def _outer(value):
     return value
 
 
-class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin, ctypes.c_byte):
+    """Of a base with the buffer protocol, which CuPy's have as well: what takes one for host memory finds a single byte."""
+
     def __init__(self, array):
         self._array = array
 
