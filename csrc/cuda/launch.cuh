@@ -229,4 +229,22 @@ __device__ inline int64_t item_step() {
   return int64_t(gridDim.x) * blockDim.x;
 }
 
+// ---- Sums over slices, in an order that depends on their number alone. Threads of a block are kWarp items by kSliceGroups:
+// group g adds up every kSliceGroups-th slice from g on, then the first group the groups' sums. In it the result is whole.
+constexpr int kSliceGroups = 8, kSliceThreads = kSliceGroups * kWarp;
+
+template <class T, class Term>
+__device__ __forceinline__ T sum_slices(int slices, T* shared, Term term) {
+  const int group = int(threadIdx.x) / kWarp;
+  T sum = 0;
+#pragma unroll 4
+  for (int slice = group; slice < slices; slice += kSliceGroups) sum += term(slice);
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (group == 0)
+    for (int g = 1; g < kSliceGroups; ++g) sum += shared[g * kWarp + threadIdx.x];
+  __syncthreads();
+  return sum;
+}
+
 }  // namespace fastnn::FASTNN_TARGET

@@ -2,7 +2,7 @@
 //
 //   matmul_kernel  fma.cuh: fused multiply-adds in the operands' own type, the default, for float and double
 //   mma_kernel     mma.cuh: tensor cores, float operands rounded to tf32 or bfloat16, float sums; asked for by precision
-//   reduce_kernel  adds up the partial products of a split sum, in order, and applies the epilogue
+//   reduce_kernel  adds up the partial products of a split sum, in a fixed order, and applies the epilogue
 //
 // A block computes one tile of y over one slice of k. It works out its lines when it begins and the steps of k some tiles
 // ahead, each once, into tables in shared memory: what is left for the main loop is a test and an addition for each access.
@@ -21,17 +21,29 @@
 
 namespace fastnn::FASTNN_TARGET {
 
-// ---- Partial products: thread -> element of y.
-template <class J, int kJobs>
+// ---- Partial products: thread -> element of y; with kMany slices, kSliceGroups threads.
+template <bool kMany, class J, int kJobs>
 __global__ void reduce_kernel(Jobs<J, kJobs> jobs, int slices) {
   using T = typename J::T;
   const J& job = jobs.job[kJobs == 1 ? 0 : blockIdx.z];
   const int64_t size = job.m * job.n;
-  for (int64_t i = first_item(); i < size; i += item_step()) {
-    T sum = job.partial[i];
-    for (int s = 1; s < slices; ++s) sum += job.partial[s * size + i];
+  const auto finish = [&](int64_t i, T sum) {
     const int64_t row = i / job.n, column = i - row * job.n, at = job.result.row_start(row) + column;
     job.result.y[at] = job.result.finish(sum, at, column);
+  };
+  if constexpr (kMany) {
+    T* shared = Shared().alloc<T>(kSliceThreads);
+    for (int64_t first = int64_t(blockIdx.x) * kWarp; first < size; first += int64_t(gridDim.x) * kWarp) {
+      const int64_t i = first + threadIdx.x % kWarp;
+      const T sum = sum_slices(slices, shared, [&](int64_t s) { return i < size ? job.partial[s * size + i] : T(0); });
+      if (threadIdx.x < kWarp && i < size) finish(i, sum);
+    }
+  } else {
+    for (int64_t i = first_item(); i < size; i += item_step()) {
+      T sum = job.partial[i];
+      for (int s = 1; s < slices; ++s) sum += job.partial[s * size + i];
+      finish(i, sum);
+    }
   }
 }
 
@@ -42,11 +54,11 @@ struct Cut {
   enum { kLarge, kTall, kMedium } tile;
   int64_t slices;
 
-  // m x n results of sums over k, for a GPU of some hundred multiprocessors.
+  // m x n results of sums over k, for a GPU of some hundred multiprocessors. A large tile of 64 columns would be half empty.
   Cut(int64_t m, int64_t n, int64_t k, bool can_be_tall) {
-    constexpr int64_t kBlocks = 128, kSliceK = 128, kMaxSlices = 256;
+    constexpr int64_t kBlocks = 128, kSliceK = 64, kMaxSlices = 256;
     const auto tiles = [&](int64_t tm, int64_t tn) { return ceil_div(m, tm) * ceil_div(n, tn); };
-    tile = n <= 32 && can_be_tall ? kTall : tiles(128, 128) >= kBlocks ? kLarge : kMedium;
+    tile = n <= 32 && can_be_tall ? kTall : n > 64 && tiles(128, 128) >= kBlocks ? kLarge : kMedium;
     const int64_t blocks = tile == kTall ? tiles(128, 32) : tile == kLarge ? tiles(128, 128) : tiles(64, 64);
     slices = std::clamp<int64_t>(std::min(2 * kBlocks / std::max<int64_t>(blocks, 1), k / kSliceK), 1, kMaxSlices);
   }
@@ -150,9 +162,11 @@ void matmul(Jobs<J, kJobs> jobs, int count, const Cut& c, Precision precision, t
   if (most == 0) return;
   launch_product(jobs, count, c, vectors, precision, stream);
   if (c.slices > 1) {
-    dim3 grid = grid_for(most, 256);
+    const bool many = c.slices > kSliceGroups;
+    dim3 grid = grid_for(most, many ? kWarp : kSliceThreads);
     grid.z = unsigned(count);
-    launch(reduce_kernel<J, kJobs>, grid, 256, 0, stream, jobs, int(c.slices));
+    launch(many ? reduce_kernel<true, J, kJobs> : reduce_kernel<false, J, kJobs>, grid, kSliceThreads,
+           many ? SharedSize().add<T>(kSliceThreads).bytes() : 0, stream, jobs, int(c.slices));
   }
 }
 

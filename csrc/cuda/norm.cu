@@ -2,8 +2,8 @@
 //
 // The rows (pixels) are cut into slices by their number alone. A block sums one slice of 32 neighbouring channels: thread ->
 // (row modulo 8, channel), coalesced over the channels, then the eight partials are added in order; a second kernel adds up
-// the slices in order. Sums run in double whatever T is: a float sum of a million pixels would lose digits. Bound by memory:
-// x once per pass (forward: mean, variance, y; backward: the two sums, dx).
+// the slices, if there are several. Sums run in double whatever T is: a float sum of a million pixels would lose digits.
+// Bound by memory: x once per pass (forward: mean, variance, y; backward: the two sums, dx).
 #include "launch.cuh"
 
 namespace fastnn::FASTNN_TARGET {
@@ -23,9 +23,10 @@ double* as_doubles(T* workspace) {
 
 // ---- Kernels
 
-// partial[slice, s, c] = sum over the slice's rows of the s-th value that term(row, c, values) gives.
-template <int kSums, class Term>
-__global__ void slice_sums_kernel(int64_t rows, int64_t cols, int64_t slices, Term term, double* partial) {
+// partial[slice, s, c] = sum over the slice's rows of the s-th value that term(row, c, values) gives; of a single slice,
+// finish(c, sums).
+template <int kSums, class Term, class Finish>
+__global__ void slice_sums_kernel(int64_t rows, int64_t cols, int64_t slices, Term term, Finish finish, double* partial) {
   double* shared = Shared().alloc<double>(kSums * kThreads);
   const int64_t column_blocks = ceil_div(cols, kLanes), slice = blockIdx.x / column_blocks;
   const int64_t c = blockIdx.x % column_blocks * kLanes + threadIdx.x % kLanes;
@@ -41,21 +42,23 @@ __global__ void slice_sums_kernel(int64_t rows, int64_t cols, int64_t slices, Te
   __syncthreads();
   if (first != 0 || c >= cols) return;
   for (int s = 0; s < kSums; ++s) {
-    double sum = 0;
-    for (int r = 0; r < kRowsAtOnce; ++r) sum += shared[s * kThreads + r * kLanes + threadIdx.x];
-    partial[(slice * kSums + s) * cols + c] = sum;
+    sums[s] = 0;
+    for (int r = 0; r < kRowsAtOnce; ++r) sums[s] += shared[s * kThreads + r * kLanes + threadIdx.x];
+    if (slices > 1) partial[(slice * kSums + s) * cols + c] = sums[s];
   }
+  if (slices == 1) finish(c, sums);
 }
 
-// Thread -> channel: adds up the slices' partials in order and hands the sums to finish(c, sums).
+// Adds up the slices' partials and hands the sums to finish(c, sums).
 template <int kSums, class Finish>
-__global__ void finish_kernel(int64_t cols, int64_t slices, const double* partial, Finish finish) {
-  for (int64_t c = first_item(); c < cols; c += item_step()) {
-    double sums[kSums] = {};
-    for (int64_t slice = 0; slice < slices; ++slice)
-      for (int s = 0; s < kSums; ++s) sums[s] += partial[(slice * kSums + s) * cols + c];
-    finish(c, sums);
-  }
+__global__ void finish_kernel(int64_t cols, int slices, const double* partial, Finish finish) {
+  double* shared = Shared().alloc<double>(kSliceThreads);
+  const int64_t c = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+  double sums[kSums];
+  for (int s = 0; s < kSums; ++s)
+    sums[s] =
+        sum_slices(slices, shared, [&](int64_t slice) { return c < cols ? partial[(slice * kSums + s) * cols + c] : 0; });
+  if (threadIdx.x < kWarp && c < cols) finish(c, sums);
 }
 
 template <class T>
@@ -127,9 +130,11 @@ __global__ void backward_kernel(int64_t size, FastDiv cols, T n, const T* dy, co
 template <int kSums, class Term, class Finish>
 void channel_sums(int64_t rows, int64_t cols, double* partial, Term term, Finish finish, Stream stream) {
   const int64_t slices = slice_count(rows);
-  launch(slice_sums_kernel<kSums, Term>, dim3(unsigned(slices * ceil_div(cols, kLanes))), kThreads,
-         SharedSize().add<double>(kSums * kThreads).bytes(), stream, rows, cols, slices, term, partial);
-  launch(finish_kernel<kSums, Finish>, grid_for(cols, kThreads), kThreads, 0, stream, cols, slices, partial, finish);
+  launch(slice_sums_kernel<kSums, Term, Finish>, dim3(unsigned(slices * ceil_div(cols, kLanes))), kThreads,
+         SharedSize().add<double>(kSums * kThreads).bytes(), stream, rows, cols, slices, term, finish, partial);
+  if (slices == 1) return;
+  launch(finish_kernel<kSums, Finish>, dim3(unsigned(ceil_div(cols, kWarp))), kSliceThreads,
+         SharedSize().add<double>(kSliceThreads).bytes(), stream, cols, int(slices), partial, finish);
 }
 
 template <class T>

@@ -38,24 +38,37 @@ __device__ inline Range windows(int64_t i, const FastDiv& stride, int64_t pad, i
   return {beyond < 0 ? 0 : stride(beyond) + 1, end < out_size ? end : out_size};
 }
 
-template <class T, class Index>
-__global__ void max_forward_kernel(Pool2dShape s, Layout layout, const T* x, bool relu, T* y, Index* argmax) {
+// The kernels of max pooling take kV neighbouring channels for one: s.c counts vectors. Most of their work is to find out
+// where they are.
+template <class T, class Index, int kV>
+__global__ void max_forward_kernel(Pool2dShape s, Layout layout, const Vec<T, kV>* x, bool relu, Vec<T, kV>* y,
+                                   Vec<Index, kV>* argmax) {
   const int64_t size = s.n * s.ho * s.wo * s.c;
   for (int64_t at = first_item(); at < size; at += item_step()) {
     const auto [n, i, j, c] = layout(at);
     const Range rows = positions(i, s.sh, s.pad_top, s.kh, s.h), cols = positions(j, s.sw, s.pad_left, s.kw, s.w);
-    const T* image = x + n * s.h * s.w * s.c + c;
-    T best = 0;
-    int64_t where = -1;
+    const Vec<T, kV>* image = x + n * s.h * s.w * s.c + c;
+    Vec<T, kV> best{};
+    Vec<Index, kV> where{};
+    bool first = true;
     for (int64_t r = rows.begin; r < rows.end; ++r)
-      for (int64_t q = cols.begin; q < cols.end; ++q) {
-        const T value = image[((i * s.sh - s.pad_top + r) * s.w + j * s.sw - s.pad_left + q) * s.c];
-        // The first, a greater one, or the first NaN; not once a NaN stands.
-        if (where < 0 || (!(value <= best) && best == best)) best = value, where = r * s.kw + q;
+      for (int64_t q = cols.begin; q < cols.end; ++q, first = false) {
+        const Vec<T, kV> values = image[((i * s.sh - s.pad_top + r) * s.w + j * s.sw - s.pad_left + q) * s.c];
+#pragma unroll
+        for (int v = 0; v < kV; ++v) {
+          // The first, a greater one, or the first NaN; not once a NaN stands.
+          if (first || (!(values.v[v] <= best.v[v]) && best.v[v] == best.v[v]))
+            best.v[v] = values.v[v], where.v[v] = Index(r * s.kw + q);
+        }
       }
-    const bool stopped = relu && !(best > T(0));
-    y[at] = stopped && best == best ? T(0) : best;
-    argmax[at] = Index(stopped ? kNoGradient : where);
+#pragma unroll
+    for (int v = 0; v < kV; ++v) {
+      if (!relu || best.v[v] > T(0)) continue;
+      if (best.v[v] == best.v[v]) best.v[v] = 0;
+      where.v[v] = Index(kNoGradient);
+    }
+    y[at] = best;
+    argmax[at] = where;
   }
 }
 
@@ -68,14 +81,18 @@ __device__ void for_windows(const Pool2dShape& s, const FastDiv& sh, const FastD
       f(((e.n * s.ho + i) * s.wo + j) * s.c + e.c, i, j, (e.h + s.pad_top - i * s.sh) * s.kw + e.w + s.pad_left - j * s.sw);
 }
 
-template <class T, class Index>
-__global__ void max_backward_kernel(Pool2dShape s, Layout layout, FastDiv sh, FastDiv sw, const T* dy, const Index* argmax,
-                                    T* dx) {
+template <class T, class Index, int kV>
+__global__ void max_backward_kernel(Pool2dShape s, Layout layout, FastDiv sh, FastDiv sw, const Vec<T, kV>* dy,
+                                    const Vec<Index, kV>* argmax, Vec<T, kV>* dx) {
   const int64_t size = s.n * s.h * s.w * s.c;
   for (int64_t at = first_item(); at < size; at += item_step()) {
-    T sum = 0;
+    Vec<T, kV> sum{};
     for_windows(s, sh, sw, layout(at), [&](int64_t window, int64_t, int64_t, int64_t position) {
-      if (argmax[window] == position) sum += dy[window];
+      const Vec<Index, kV> winners = argmax[window];
+      const Vec<T, kV> gradients = dy[window];
+#pragma unroll
+      for (int v = 0; v < kV; ++v)
+        if (winners.v[v] == position) sum.v[v] += gradients.v[v];
     });
     dx[at] = sum;
   }
@@ -83,16 +100,38 @@ __global__ void max_backward_kernel(Pool2dShape s, Layout layout, FastDiv sh, Fa
 
 // ---- Launchers
 
-template <class T, class Index>
-void launch_max_forward(const Pool2dShape& s, const T* x, bool relu, T* y, Index* argmax, Stream stream) {
-  launch(max_forward_kernel<T, Index>, grid_for(s.n * s.ho * s.wo * s.c, kPoolThreads), kPoolThreads, 0, stream, s,
-         Layout(s.ho, s.wo, s.c), x, relu, y, argmax);
+// Calls f(how many channels a thread takes at once) with those of a vector if they are whole and the arrays aligned, else 1.
+template <class T, class Index, class F>
+void with_channels(int64_t channels, const T* x, const T* y, const Index* argmax, F f) {
+  constexpr int kV = kVec<T>;
+  if (channels % kV == 0 && aligned_for<Vec<T, kV>>(x) && aligned_for<Vec<T, kV>>(y) && aligned_for<Vec<Index, kV>>(argmax))
+    f(std::integral_constant<int, kV>());
+  else
+    f(std::integral_constant<int, 1>());
 }
 
 template <class T, class Index>
-void launch_max_backward(const Pool2dShape& s, const T* dy, const Index* argmax, T* dx, Stream stream) {
-  launch(max_backward_kernel<T, Index>, grid_for(s.n * s.h * s.w * s.c, kPoolThreads), kPoolThreads, 0, stream, s,
-         Layout(s.h, s.w, s.c), FastDiv(s.sh), FastDiv(s.sw), dy, argmax, dx);
+void launch_max_forward(Pool2dShape s, const T* x, bool relu, T* y, Index* argmax, Stream stream) {
+  with_channels(s.c, x, y, argmax, [&](auto channels) {
+    constexpr int kV = channels;
+    using V = Vec<T, kV>;
+    s.c /= kV;
+    launch(max_forward_kernel<T, Index, kV>, grid_for(s.n * s.ho * s.wo * s.c, kPoolThreads), kPoolThreads, 0, stream, s,
+           Layout(s.ho, s.wo, s.c), reinterpret_cast<const V*>(x), relu, reinterpret_cast<V*>(y),
+           reinterpret_cast<Vec<Index, kV>*>(argmax));
+  });
+}
+
+template <class T, class Index>
+void launch_max_backward(Pool2dShape s, const T* dy, const Index* argmax, T* dx, Stream stream) {
+  with_channels(s.c, dx, dy, argmax, [&](auto channels) {
+    constexpr int kV = channels;
+    using V = Vec<T, kV>;
+    s.c /= kV;
+    launch(max_backward_kernel<T, Index, kV>, grid_for(s.n * s.h * s.w * s.c, kPoolThreads), kPoolThreads, 0, stream, s,
+           Layout(s.h, s.w, s.c), FastDiv(s.sh), FastDiv(s.sw), reinterpret_cast<const V*>(dy),
+           reinterpret_cast<const Vec<Index, kV>*>(argmax), reinterpret_cast<V*>(dx));
+  });
 }
 
 }  // namespace fastnn::FASTNN_TARGET
