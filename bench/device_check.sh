@@ -96,8 +96,8 @@ if grep -qE '^\| (info|train-first|graph) \| (failed|stopped)' "$out/summary.md"
   echo "| bench | left out: nothing to time | 0 s | |" | tee -a "$out/summary.md"
 elif [ $left -ge 40 ]; then
   step bench $left python3 bench/run.py --device cuda --limit $((left - 30)) --rounds 9 --out "$out/bench" \
-    --title "fastnn on a GPU, beside other libraries" train_step/tutorial-n32 gemm precision train_step/tutorial-n128 inference \
-    layers-128 resnet skinny optimizer layers-32 pool activation norm
+    --title "fastnn on a GPU, beside other libraries" train_step/tutorial-n32 train_step/tutorial-n128 inference \
+    layers-32 gemm resnet layers-128 skinny optimizer precision pool activation norm
 else
   echo "| bench | left out: no time | 0 s | |" | tee -a "$out/summary.md"
 fi

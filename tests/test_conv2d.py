@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from fastnn import ops, reference
@@ -438,16 +440,6 @@ def ones(*shape):
             TypeError,
             "x must be float32 or float64 .* got dtype\\('int32'\\)",
         ),
-        (
-            lambda: ops.conv2d(ones(1, 4, 4, 3).astype(">f4"), ones(3, 3, 3, 2)),
-            TypeError,
-            "got dtype\\('>f4'\\)",
-        ),
-        (
-            lambda: ops.conv2d(ones(1, 4, 4, 3).astype(object), ones(3, 3, 3, 2)),
-            TypeError,
-            "got dtype\\('O'\\)",
-        ),
         (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(complex), ones(3, 3, 3, 2)), TypeError, "complex128"),
         (lambda: ops.conv2d(ones(1, 4, 4, 3).astype(np.float16), ones(3, 3, 3, 2)), TypeError, "float16"),
         (
@@ -485,3 +477,9 @@ def ones(*shape):
 def test_wrong_arguments(backend, call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [">f4", "O"])
+def test_types_that_a_gpu_cannot_have(host_only, dtype):
+    with pytest.raises(TypeError, match=re.escape(f"got dtype('{dtype}')")):
+        ops.conv2d(ones(1, 4, 4, 3).astype(dtype), ones(3, 3, 3, 2))

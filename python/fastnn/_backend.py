@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -64,7 +65,7 @@ def of(array: object, op: str, name: str) -> Backend:
     array = adopt(array)
     if isinstance(array, np.ndarray):
         return host()
-    if hasattr(array, "__cuda_array_interface__"):
+    if _is_cupys(array) or hasattr(array, "__cuda_array_interface__"):
         return _cuda()
     raise TypeError(f"{op}: {name} must be a NumPy or CuPy array, got {type(array).__name__}")
 
@@ -74,7 +75,7 @@ def adopt(array: Any) -> Any:
 
     CuPy lets its current stream wait for the one that an exporter names, as both protocols ask for.
     """
-    if isinstance(array, np.ndarray):
+    if isinstance(array, np.ndarray) or _is_cupys(array):
         return array
     device = int(array.__dlpack_device__()[0]) if hasattr(array, "__dlpack_device__") else None
     if hasattr(array, "__cuda_array_interface__") or device in _DLPACK_CUDA:
@@ -83,6 +84,11 @@ def adopt(array: Any) -> Any:
             return array
         return xp.asarray(array) if hasattr(array, "__cuda_array_interface__") else xp.from_dlpack(array)
     return np.from_dlpack(array) if device == _DLPACK_CPU else array
+
+
+def _is_cupys(array: object) -> bool:
+    # By its type, because both protocols cost microseconds. Where CuPy was never imported there are no arrays of it.
+    return isinstance(array, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
 # Device types of DLPack (https://dmlc.github.io/dlpack/latest/c_api.html): the CPU; CUDA's own memory and its managed memory.

@@ -71,9 +71,8 @@ class SparseCategoricalCrossentropy(Loss):
 
     def forward(self, y_pred: Array, y_true: Array, sample_weight: Array | None = None) -> tuple[Array, Any]:
         if not self.from_logits:
-            return _forward(
-                y_pred, np.eye(y_pred.shape[1], dtype=y_pred.dtype, like=y_pred)[y_true], sample_weight, False
-            )
+            one_hot = y_true[:, None] == np.arange(y_pred.shape[1], like=y_pred)
+            return _forward(y_pred, one_hot.astype(y_pred.dtype), sample_weight, False)
         return _forward(y_pred, y_true, sample_weight, True)
 
     def backward(self, saved: Any) -> Array:

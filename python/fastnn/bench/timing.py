@@ -21,7 +21,8 @@ import numpy as np
 from .._typing import Array
 from .family import Case, Expected, Inputs, Work
 
-FLUSH_BYTES = 2**29  # more than the L2 cache of any GPU, and 0.2 ms of an H100 for the host to launch a call in
+# More than any L2 cache holds; and so much that the host launches the timed call meanwhile: 0.2 ms of an H100.
+FLUSH_BYTES = 2**29
 SAME = 0.03  # what differs by less than this is called the same, where the spread allows to say so
 WARM_SECONDS, WARM_CALLS = 0.1, 3
 REST_SECONDS, REST_TRIES = 0.002, 100

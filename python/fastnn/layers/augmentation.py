@@ -175,7 +175,7 @@ class _Shift(NamedTuple):
             read *= weights.astype(x.dtype)
             y += read
         if self.fill:
-            missing = sum((-weights for _, weights in self.taps), start=np.ones((), like=x))
+            missing = sum((-weights for _, weights in self.taps), start=np.zeros((), like=x) + 1)
             y += (missing * self.fill).astype(x.dtype)
         return y.reshape(x.shape)
 

@@ -151,7 +151,8 @@ class Rescaling(Layer):
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         y = x * self.scale
-        y += self.offset
+        if self.offset:  # on a GPU, a kernel of its own
+            y += self.offset
         return y, None
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
