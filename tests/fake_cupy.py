@@ -231,7 +231,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin, ctypes.c_byte):
     def __array_function__(self, function, kinds, args, options):
         if function in (np.asarray, np.array):
             return asarray(*args, **options)
-        if "device" in options:  # which NumPy names for ones, full and eye of `like`, even where nobody asked for it
+        # NumPy names a device for ones, full and eye of `like`, even where nobody asked for one.
+        if "device" in options:
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument 'device'")
         return _do(function, *args, **options)
 

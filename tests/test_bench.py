@@ -547,6 +547,8 @@ def test_fastnn_on_a_gpu(cuda, monkeypatch, tmp_path, name):
     monkeypatch.setattr(fake_cupy.cuda, "get_elapsed_time", lambda begin, end: 0.5, raising=False)
     monkeypatch.setattr(fake_cupy.ndarray, "fill", lambda self, value: None, raising=False)
     monkeypatch.setattr(own, "FLUSH_BYTES", 64)
+    monkeypatch.setattr(own, "FIT_STEPS", 6)  # of batches that are 4: 8 steps
+    monkeypatch.setattr(own, "FIT_EPOCHS", 2)
     monkeypatch.setattr(timing, "WARM_SECONDS", 0)
     monkeypatch.setattr(timing, "WARM_CALLS", 1)
     monkeypatch.setattr(networks, "BATCHES", 4)
