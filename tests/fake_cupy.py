@@ -34,6 +34,9 @@ class MemoryPool:
         self.blocks.append(_default_allocator(size))
         return self.blocks[-1]
 
+    def total_bytes(self):
+        return sum(block.nbytes for block in self.blocks)
+
 
 _allocator = _default_allocator
 

@@ -151,7 +151,7 @@ def test_gradcheck(cuda, capsys, monkeypatch):
 
 
 def test_there_is_a_gpu(data):
-    """The op tests run on it, too, as backend "cuda"; here the layers do, and fit with its step recorded and not."""
+    """The op tests run on it, too, as backend "cuda"; here the layers do, and fit and inference, recorded and not."""
     if reason := _backend.cuda_state():
         if os.environ.get("FASTNN_REQUIRE_CUDA"):
             pytest.fail(reason)
@@ -161,6 +161,9 @@ def test_there_is_a_gpu(data):
         model = network(device)
         model.compile("adam", LOGITS, metrics=["accuracy"], jit_compile=jit)
         histories.append(model.fit(*data, epochs=3, batch_size=16, verbose=0).history)
+        first, *others = (model.predict(data[0], batch_size=25, verbose=0) for _ in range(3))
+        for other in others:
+            assert_same_bits(other, first)
         weights.append(model.get_weights())
     np.testing.assert_allclose(histories[1]["loss"], histories[0]["loss"], rtol=1e-3)
     assert histories[2] == histories[1]

@@ -1,9 +1,11 @@
-"""Forward and backward recorded on the CPU give the bits of the blocks run one by one, and notice what has changed."""
+"""Recorded work gives the bits of the blocks run one by one, and notices what has changed: on the CPU forward and backward, on
+a GPU forward."""
 
 import copy
 import threading
 import weakref
 
+import fake_cupy
 import numpy as np
 import pytest
 from fastnn import _backend, _replay, layers, losses, models, ops, optimizers, set_seed
@@ -346,7 +348,7 @@ def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
     model = made(convolutional, "auto")
     for x, y in batches[:3]:
         model.train_on_batch(x, y)
-    given = {id(array) for array in (*model.weights, model._steps._free[N][0]._x)}
+    given = {id(array) for array in (*model.weights, model._steps._free[N, 0][0]._x)}
     arrays = [a for a in given_to_kernels if isinstance(a, np.ndarray) and a.size]
     assert len(arrays) > 20
     for array in arrays:
@@ -400,3 +402,96 @@ def test_a_copy_has_its_own(batches):
     for _ in range(3):
         assert not other(x).any()
         assert model(x).any()
+
+
+# ---- Inference on a GPU, on a double of CuPy
+
+
+@pytest.fixture
+def launches(cuda, monkeypatch):
+    """One entry for each launch of a graph."""
+    made, launch = [], fake_cupy.Graph.launch
+    monkeypatch.setattr(fake_cupy.Graph, "launch", lambda graph: (made.append(graph), launch(graph))[1])
+    return made
+
+
+def on_gpu(build, jit_compile="auto"):
+    model = models.Sequential(build().layers, device="cuda")
+    model.jit_compile = jit_compile
+    model.set_weights(made(build, False).get_weights())
+    return model
+
+
+@pytest.mark.parametrize("name", ["convolutional", "normalized", "dropping"])
+def test_inference_on_a_gpu(name, launches, batches):
+    plain, model = on_gpu(MODELS[name], False), on_gpu(MODELS[name])
+    found = [model(x) for x, _ in batches]
+    assert len(launches) == len(batches) - 1  # the first time as it is
+    assert len({id(graph) for graph in launches}) == 1
+    for (x, _), y in zip(batches, found, strict=True):
+        np.testing.assert_array_equal(y.get(), plain(x).get())
+        np.testing.assert_array_equal(model.predict(x, verbose=0), y.get())
+    assert len(launches) == 2 * len(batches) - 1
+
+
+@pytest.mark.parametrize("change", [change_activation, change_params, change_in_place, add_layer])
+def test_changes_are_noticed_on_a_gpu(change, launches, batches):
+    plain, model = on_gpu(convolutional, False), on_gpu(convolutional)
+    for x, _ in batches[:3]:
+        model(x)
+    change(model)
+    change(plain)
+    for x, _ in batches[3:]:
+        np.testing.assert_array_equal(model(x).get(), plain(x).get())
+    assert launches
+
+
+def test_each_stream_has_its_own(launches, batches):
+    model = on_gpu(convolutional)
+    for stream in (fake_cupy.Stream(non_blocking=True), fake_cupy.Stream(non_blocking=True)):
+        with stream:
+            for x, _ in batches[:3]:
+                model(x)
+    assert len({id(graph) for graph in launches}) == 2
+
+
+def test_layers_of_others_run_as_ever_on_a_gpu(launches, batches):
+    class Looking(layers.ReLU):
+        def forward(self, x, training=False, drawn=()):
+            assert float(x.max()) < 1e30  # which a recording could not
+            return super().forward(x, training, drawn)
+
+    model = on_gpu(convolutional)
+    model.add(Looking())
+    plain = on_gpu(convolutional, False)
+    plain.add(layers.ReLU())
+    for x, _ in batches:
+        np.testing.assert_array_equal(model(x).get(), plain(x).get())
+    assert not launches
+    model.add(layers.Dense(2))  # behind which all can be recorded
+    for x, _ in batches:
+        model(x)
+    assert launches
+
+
+def test_memory_is_bounded_on_a_gpu(launches, batches, monkeypatch):
+    monkeypatch.setattr(_replay.GraphReplay, "MOST", 1000)
+    model = on_gpu(convolutional)
+    for x, _ in batches:
+        model(x)
+    assert not launches
+
+
+def test_what_cannot_be_recorded_is_said(launches, batches, monkeypatch):
+    def refuse(work):
+        raise RuntimeError("no graphs today")
+
+    monkeypatch.setattr(_backend, "Graph", refuse)
+    model, (x, _) = on_gpu(convolutional), batches[0]
+    first = model(x)
+    with pytest.warns(
+        RuntimeWarning, match="inference is done without a CUDA graph: no graphs today"
+    ) as told:
+        np.testing.assert_array_equal(model(x).get(), first.get())
+    assert told[0].filename == __file__
+    model(x)  # and not again

@@ -129,6 +129,11 @@ def _cuda() -> Backend:
     return Backend("cuda", native, cupy, cupy.cuda.get_current_stream().ptr)
 
 
+def stream(device: str) -> int:
+    """What orders the work that this thread gives to a device: CuPy's current stream, or 0 on the CPU."""
+    return 0 if device == "cpu" else _cuda().stream
+
+
 def check_device(device: str) -> None:
     """Raise ValueError for an unknown device, RuntimeError for one that cannot be had here."""
     if device == "cuda":
@@ -185,6 +190,11 @@ class Graph:
     def launch(self) -> None:
         """On CuPy's current stream, which also orders it among all other work there."""
         self._graph.launch()
+
+    @property
+    def bytes(self) -> int:
+        """Of memory that the recording keeps."""
+        return int(self._pool.total_bytes())
 
 
 class NotRecordable(Exception):

@@ -1,11 +1,12 @@
-"""Inference and steps of training on the CPU, recorded for batches of one size, then played back: no Python between the kernels.
+"""Inference, and on the CPU steps of training, recorded for batches of one size, then played back: no Python between the kernels.
 
 At small batches the Python around a kernel takes as long as the kernel, and fresh memory for each result costs more than that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -71,6 +72,9 @@ class Replay:
         x, _ = run(self._before, x, self._training, drawn)
         self._x = x.copy()
         self._given: Array | None = None  # forward's x, for backward
+        self._record()
+
+    def _record(self) -> None:
         self._forward = _backend.Tape(self._record_forward, self._weights, self._x)
 
     def _record_forward(self) -> None:
@@ -109,6 +113,29 @@ class Replay:
     def let_go(self) -> None:
         """Keep the caller's samples no longer."""
         self._given = None
+
+
+class GraphReplay(Replay):
+    """A model's forward on a GPU, as a CUDA graph. Launches on one stream alone: it orders the use of their memory."""
+
+    _kinds = _IN_INFERENCE | {layers.Rescaling}
+    MOST = 2**28  # bytes kept; where there are more, kernels take so long that nothing is gained
+
+    def _record(self) -> None:
+        try:
+            self._graph = _backend.Graph(self._record_forward)
+        except Exception as error:
+            warnings.warn(f"inference is done without a CUDA graph: {error}", RuntimeWarning, stacklevel=6)
+            raise _backend.NotRecordable(str(error)) from error
+        self._saved = []  # the graph has this memory
+        if self._graph.bytes > self.MOST:
+            raise _backend.NotRecordable(f"more than {self.MOST} bytes would be kept")
+
+    def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
+        """y, and nothing for backward."""
+        self._x[...] = run(self._before, x, self._training, drawn)[0]
+        self._graph.launch()
+        return self._y, []
 
 
 class Step(Replay):
@@ -221,29 +248,31 @@ R = TypeVar("R", bound=Replay)
 
 
 class Replays(Generic[R]):
-    """A model's recordings of one kind, of the batch sizes it saw last; each is lent to one caller at a time."""
+    """A model's recordings of one purpose, of the batch sizes it saw last; each is lent to one caller at a time."""
 
     _SIZES = 4
 
-    def __init__(self, kind: type[R]) -> None:
-        self._kind = kind
-        self._free: dict[int, list[R]] = {}  # by size; the last used last
+    def __init__(self, kinds: Mapping[str, type[R]]) -> None:
+        """kinds: by device."""
+        self._kinds = kinds
+        self._free: dict[tuple[int, int], list[R]] = {}  # by size and stream; the last used last
         self._refused: dict[int, list[Block]] = {}
 
     def take(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> R | None:
         """One for batches like x, of the model's dtype, to be given back; None where there can be none, or not yet: what comes
         but once is not worth a recording.
         """
-        size = len(x)
-        if model.device != "cpu" or not model.jit_compile or self._refused.get(size) is model.blocks:
+        kind, size = self._kinds.get(model.device), len(x)
+        if kind is None or not model.jit_compile or self._refused.get(size) is model.blocks:
             return None
-        free = self._free.pop(size, None)
+        key = size, _backend.stream(model.device)
+        free = self._free.pop(key, None)
         if free is None:
             for oldest in list(self._free)[: 1 - self._SIZES]:
                 self._free.pop(oldest, None)
-            self._free[size] = []
+            self._free[key] = []
             return None
-        self._free[size] = free
+        self._free[key] = free
         try:
             while not (replay := free.pop()).fits(model):
                 pass
@@ -251,18 +280,18 @@ class Replays(Generic[R]):
         except IndexError:  # none is left
             pass
         try:
-            return self._kind(model, x, drawn)
+            return kind(model, x, drawn)
         except _backend.NotRecordable:
             self._refused[size] = model.blocks
             return None
 
-    def give_back(self, replay: R | None, x: Array) -> None:
+    def give_back(self, model: Sequential, replay: R | None, x: Array) -> None:
         if replay:
             replay.let_go()
-            self._free.setdefault(len(x), []).append(replay)
+            self._free.setdefault((len(x), _backend.stream(model.device)), []).append(replay)
 
-    def __reduce__(self) -> tuple[type, tuple[type[R]]]:
-        return Replays, (self._kind,)  # a copy of a model records its own
+    def __reduce__(self) -> tuple[type, tuple[Mapping[str, type[R]]]]:
+        return Replays, (self._kinds,)  # a copy of a model records its own
 
 
 def _layers(block: Block) -> list[Layer]:

@@ -14,7 +14,7 @@ from . import _backend, _progress, _random, _saving, losses, metrics, optimizers
 from . import layers as layer_classes
 from ._checks import check_count, check_shape
 from ._config import deserialize, serialize
-from ._replay import Replay, Replays, Step
+from ._replay import GraphReplay, Replay, Replays, Step
 from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
@@ -69,7 +69,8 @@ class Sequential:
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
         self._fused: tuple[list[Layer], list[Block]] = ([], [])  # layers, and what they became
-        self._replays, self._steps = Replays(Replay), Replays(Step)
+        self._replays = Replays[Replay]({"cpu": Replay, "cuda": GraphReplay})
+        self._steps = Replays[Step]({"cpu": Step})
         for layer in layers or ():
             self.add(layer)
 
@@ -271,7 +272,7 @@ class Sequential:
         try:
             return replay.forward(x)[0].copy() if replay else self.forward(x)[0]
         finally:
-            self._replays.give_back(replay, x)
+            self._replays.give_back(self, replay, x)
 
     def _cast(self, x: Array) -> Array:
         cast: Array = self.xp.asarray(x, dtype=self.dtype)
@@ -289,7 +290,8 @@ class Sequential:
         """Fix optimizer, loss and metrics, by name or as objects. The optimizer begins anew, without momentum.
 
         jit_compile: whether work that repeats is recorded once for each batch size, then played back, to the same bits in
-        less time; False keeps the memory that a recording holds. On a GPU fit and evaluate record a step as a CUDA graph.
+        less time; False keeps the memory that a recording holds. On a GPU fit and evaluate record a step as a CUDA graph,
+        and so does inference from the first layer on behind which all are of this library, where it holds less than 256 MB.
         "auto" where it can be; True raises ValueError there where it cannot, and says what is in the way: a layer,
         loss, metric or optimizer whose supports_jit is False, or one that looks at results in Python. What such a part does
         in Python besides array work is done once, not at each step. On the CPU forward and backward are recorded from the
@@ -430,7 +432,7 @@ class Sequential:
                 _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
                 optimizer.apply(self.trainable_weights, grads)
         finally:
-            self._steps.give_back(step, x)
+            self._steps.give_back(self, step, x)
         return sums
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
