@@ -12,7 +12,7 @@
 # failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(mkdir -p "${1:?usage: bash bench/device_check.sh OUT [CIFAR-10 PATH]}" && cd "$1" && pwd)
+out=$(mkdir -p "${1:?usage: bash bench/device_check.sh OUT [CIFAR-10 PATH [SECONDS]]}" && cd "$1" && pwd)
 data=${2:-}
 seconds=${3:-530}
 

@@ -148,6 +148,14 @@ def cuda(monkeypatch):
 
 
 @pytest.fixture
+def launches(cuda, monkeypatch):
+    """One entry for each launch of a graph."""
+    made, launch = [], fake_cupy.Graph.launch
+    monkeypatch.setattr(fake_cupy.Graph, "launch", lambda graph: (made.append(graph), launch(graph))[1])
+    return made
+
+
+@pytest.fixture
 def no_cuda(monkeypatch):
     """A machine that cannot compute on a GPU, and the reason it gives."""
     reason = "something is missing"

@@ -15,15 +15,6 @@ SPARSE = losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 @pytest.fixture
-def launches(cuda, monkeypatch):
-    """How many graphs were launched."""
-    count = []
-    launch = fake_cupy.Graph.launch
-    monkeypatch.setattr(fake_cupy.Graph, "launch", lambda graph: (count.append(graph), launch(graph))[1])
-    return count
-
-
-@pytest.fixture
 def data(rng):
     return rng.integers(0, 256, (50, 6, 6, 2)).astype(np.uint8), rng.integers(0, 4, (50, 1))
 

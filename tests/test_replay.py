@@ -407,14 +407,6 @@ def test_a_copy_has_its_own(batches):
 # ---- Inference on a GPU, on a double of CuPy
 
 
-@pytest.fixture
-def launches(cuda, monkeypatch):
-    """One entry for each launch of a graph."""
-    made, launch = [], fake_cupy.Graph.launch
-    monkeypatch.setattr(fake_cupy.Graph, "launch", lambda graph: (made.append(graph), launch(graph))[1])
-    return made
-
-
 def on_gpu(build, jit_compile="auto"):
     model = models.Sequential(build().layers, device="cuda")
     model.jit_compile = jit_compile

@@ -52,6 +52,7 @@ class Replay:
     """
 
     _training, _kinds = False, _IN_INFERENCE
+    key: tuple[int, int]  # where Replays keeps it
 
     def __init__(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> None:
         self._blocks = model.blocks
@@ -280,15 +281,17 @@ class Replays(Generic[R]):
         except IndexError:  # none is left
             pass
         try:
-            return kind(model, x, drawn)
+            replay = kind(model, x, drawn)
         except _backend.NotRecordable:
             self._refused[size] = model.blocks
             return None
+        replay.key = key
+        return replay
 
-    def give_back(self, model: Sequential, replay: R | None, x: Array) -> None:
+    def give_back(self, replay: R | None) -> None:
         if replay:
             replay.let_go()
-            self._free.setdefault((len(x), _backend.stream(model.device)), []).append(replay)
+            self._free.setdefault(replay.key, []).append(replay)
 
     def __reduce__(self) -> tuple[type, tuple[Mapping[str, type[R]]]]:
         return Replays, (self._kinds,)  # a copy of a model records its own

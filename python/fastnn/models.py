@@ -272,7 +272,7 @@ class Sequential:
         try:
             return replay.forward(x)[0].copy() if replay else self.forward(x)[0]
         finally:
-            self._replays.give_back(self, replay, x)
+            self._replays.give_back(replay)
 
     def _cast(self, x: Array) -> Array:
         cast: Array = self.xp.asarray(x, dtype=self.dtype)
@@ -432,7 +432,7 @@ class Sequential:
                 _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
                 optimizer.apply(self.trainable_weights, grads)
         finally:
-            self._steps.give_back(self, step, x)
+            self._steps.give_back(step)
         return sums
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
