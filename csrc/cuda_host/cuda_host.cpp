@@ -29,7 +29,7 @@ namespace {
 
 constexpr int kWarp = 32, kMaxThreads = 1024;
 constexpr size_t kStackBytes = 256 * 1024;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef FASTNN_ASAN
 constexpr size_t kCanary = 0;  // AddressSanitizer sees the access itself
 #else
 constexpr size_t kCanary = 64;  // bytes behind a shared array that must stay as they were
@@ -38,9 +38,8 @@ constexpr size_t kCanary = 64;  // bytes behind a shared array that must stay as
 std::atomic<uint64_t> order_seed{1};
 
 std::string at(Where where) {
-  const std::string file = where.file_name();
-  return std::string(where.function_name()) + " (" + file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line()) +
-         ")";
+  const std::string file = where.file;
+  return std::string(where.function) + " (" + file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line) + ")";
 }
 
 // One launch, shared by all threads of the operating system that run its blocks.
@@ -216,7 +215,7 @@ void Runner::barrier(Where where) {
   FASTNN_RELEASE(tag);
   if (++at_barrier_ == int(threads_.size())) {
     for (Thread& t : threads_)
-      if (&t != current_ && t.where.line() != where.line())
+      if (&t != current_ && t.where.line != where.line)
         fail("threads of a block wait at different barriers: one at " + at(where) + ", one at " + at(t.where));
     at_barrier_ = 0;
     ++barriers_;
@@ -240,7 +239,7 @@ void Runner::meeting(void* message, void (*work)(void* const*), bool orders_memo
   current_->where = where;
   if (++warp.waiting == kWarp) {
     for (int i = first; i < first + kWarp; ++i)
-      if (threads_[i].where.line() != where.line())
+      if (threads_[i].where.line != where.line)
         fail("threads of a warp meet at different lines: one at " + at(where) + ", one at " + at(threads_[i].where));
     warp.waiting = 0;
     ++warp.meetings;

@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <source_location>
 
 #define __global__
 #define __device__
@@ -18,11 +17,7 @@
 #define __launch_bounds__(...)
 
 // For host twins that touch other fibers' variables, which is this file's business and no race.
-#ifdef __SANITIZE_THREAD__
 #define FASTNN_UNTRACED __attribute__((no_sanitize("thread")))
-#else
-#define FASTNN_UNTRACED
-#endif
 
 struct dim3 {
   unsigned x, y, z;
@@ -31,7 +26,15 @@ struct dim3 {
 
 namespace fastnn::host {
 
-using Where = std::source_location;
+// As std::source_location, which Clang has from 16 on only.
+struct Where {
+  const char *file = "", *function = "";
+  int line = 0;
+  static Where current(const char* file = __builtin_FILE(), const char* function = __builtin_FUNCTION(),
+                       int line = __builtin_LINE()) {
+    return {file, function, line};
+  }
+};
 
 // What a fiber knows of itself; cuda_host.cpp has the rest.
 struct Lane {

@@ -1,13 +1,13 @@
 #include "fiber.h"
 
-#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdint>
 #include <new>
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef FASTNN_ASAN
+#include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -47,12 +47,14 @@ extern "C" void fastnn_fiber_change(void** from, void* to);
 namespace fastnn::host {
 
 Fiber::Fiber() {
+#ifdef FASTNN_ASAN
   pthread_attr_t attributes;
   void* stack = nullptr;
   pthread_getattr_np(pthread_self(), &attributes);
   pthread_attr_getstack(&attributes, &stack, &stack_bytes_);
   pthread_attr_destroy(&attributes);
   stack_ = stack;
+#endif
 #ifdef FASTNN_TSAN
   tsan_ = __tsan_get_current_fiber();
 #endif
@@ -75,14 +77,14 @@ Fiber::~Fiber() {
 #ifdef FASTNN_TSAN
   __tsan_destroy_fiber(tsan_);
 #endif
-#ifdef __SANITIZE_ADDRESS__
+#ifdef FASTNN_ASAN
   __asan_unpoison_memory_region(stack_, stack_bytes_);  // whoever maps this address next knows nothing of the frames
 #endif
   munmap(map_, map_bytes_);
 }
 
 void Fiber::prepare(void (*entry)()) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef FASTNN_ASAN
   __asan_unpoison_memory_region(stack_, stack_bytes_);  // an abandoned fiber's frames
   fake_stack_ = nullptr;
 #endif
@@ -104,7 +106,7 @@ void Fiber::prepare(void (*entry)()) {
 }
 
 void Fiber::change(Fiber& from, Fiber& to) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef FASTNN_ASAN
   __sanitizer_start_switch_fiber(&from.fake_stack_, to.stack_, to.stack_bytes_);
 #endif
 #ifdef FASTNN_TSAN
@@ -119,7 +121,7 @@ void Fiber::change(Fiber& from, Fiber& to) {
 }
 
 void Fiber::arrived([[maybe_unused]] Fiber& here) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef FASTNN_ASAN
   __sanitizer_finish_switch_fiber(here.fake_stack_, nullptr, nullptr);
 #endif
 }

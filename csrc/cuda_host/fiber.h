@@ -36,8 +36,12 @@ class Fiber {
 #else
   void* top_ = nullptr;  // stack pointer while the fiber sleeps
 #endif
-  void* fake_stack_ = nullptr;  // AddressSanitizer's
-  void* tsan_ = nullptr;        // ThreadSanitizer's
+#ifdef FASTNN_ASAN
+  void* fake_stack_ = nullptr;
+#endif
+#ifdef FASTNN_TSAN
+  void* tsan_ = nullptr;
+#endif
 };
 
 }  // namespace fastnn::host
