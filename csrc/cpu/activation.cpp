@@ -75,8 +75,7 @@ template <class T>
 void softmax_backward(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx, Stream) {
   parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t at = begin * cols; at < end * cols; at += cols) {
-      T dot = 0;
-      for (int64_t c = 0; c < cols; ++c) dot += dy[at + c] * y[at + c];
+      const T dot = sum_of<T>(cols, [=](auto piece, int64_t c) { return piece.load(dy + at + c) * piece.load(y + at + c); });
       for (int64_t c = 0; c < cols; ++c) dx[at + c] = y[at + c] * (dy[at + c] - dot);
     }
   });

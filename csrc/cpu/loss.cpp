@@ -1,5 +1,5 @@
 // Losses, one value per row. Cross-entropy is taken from logits by log-sum-exp over what remains after the row's maximum is
-// taken off, so that it is finite wherever the mathematics is. A row is one thread's; its sums run from left to right.
+// taken off, so that it is finite wherever the mathematics is. A row is one thread's.
 #include <cmath>
 
 #include "../ops.h"
@@ -54,8 +54,7 @@ void cross_entropy_backward(int64_t rows, int64_t cols, const T* dloss, const T*
   parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* t = target + row * cols;
-      T total = 0;
-      for (int64_t c = 0; c < cols; ++c) total += t[c];
+      const T total = sum_of<T>(cols, [t](auto piece, int64_t c) { return piece.load(t + c); });
       for (int64_t c = 0; c < cols; ++c) dx[row * cols + c] = (y[row * cols + c] * total - t[c]) * dloss[row];
     }
   });
@@ -65,8 +64,11 @@ template <class T>
 void mean_squared_error_forward(int64_t rows, int64_t cols, const T* x, const T* target, T* loss, Stream) {
   parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      T sum = 0;
-      for (int64_t i = row * cols; i < (row + 1) * cols; ++i) sum += (x[i] - target[i]) * (x[i] - target[i]);
+      const T *in = x + row * cols, *t = target + row * cols;
+      const T sum = sum_of<T>(cols, [=](auto piece, int64_t c) {
+        const auto difference = piece.load(in + c) - piece.load(t + c);
+        return difference * difference;
+      });
       loss[row] = sum / T(cols);
     }
   });
