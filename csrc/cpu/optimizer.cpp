@@ -48,14 +48,16 @@ void adam_step(const AdamTensor<T>* tensors, int64_t count, const double* rates,
   if (!std::isfinite(rates[2])) return;
   const T rate = T(rates[0]), keep = T(rates[1]);
   const T share_1 = T(1 - o.beta_1), share_2 = T(1 - o.beta_2), epsilon = T(o.epsilon);
-  for_elements(tensors, count, [=](const AdamTensor<T>& t, int64_t begin, int64_t end) {
-    T* __restrict w = t.w, * __restrict m = t.m, * __restrict v = t.v;
-    const T* __restrict dw = t.dw;
-    for (int64_t i = begin; i < end; ++i) {
+  // Of parameters Clang believes that they are apart, of variables it does not.
+  const auto step = [=](T* __restrict w, T* __restrict m, T* __restrict v, const T* __restrict dw, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
       m[i] += (dw[i] - m[i]) * share_1;
       v[i] += (dw[i] * dw[i] - v[i]) * share_2;
       w[i] = w[i] * keep - rate * m[i] / (std::sqrt(v[i]) + epsilon);
     }
+  };
+  for_elements(tensors, count, [=](const AdamTensor<T>& t, int64_t begin, int64_t end) {
+    step(t.w + begin, t.m + begin, t.v + begin, t.dw + begin, end - begin);
   });
 }
 
