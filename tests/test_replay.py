@@ -481,9 +481,12 @@ def test_what_cannot_be_recorded_is_said(launches, batches, monkeypatch):
     monkeypatch.setattr(_backend, "Graph", refuse)
     model, (x, _) = on_gpu(convolutional), batches[0]
     first = model(x)
-    with pytest.warns(
-        RuntimeWarning, match="inference is done without a CUDA graph: no graphs today"
-    ) as told:
+    reason = r"the work cannot be recorded into a CUDA graph \(no graphs today\)"
+    with pytest.warns(RuntimeWarning, match=f"^done without: {reason}$") as told:
         np.testing.assert_array_equal(model(x).get(), first.get())
     assert told[0].filename == __file__
     model(x)  # and not again
+    model = on_gpu(convolutional, True)
+    model(x)
+    with pytest.raises(ValueError, match=f"^jit_compile=True: {reason}$"):
+        model(x)

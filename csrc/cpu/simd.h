@@ -8,6 +8,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace fastnn::FASTNN_TARGET::simd {
@@ -16,8 +18,10 @@ namespace fastnn::FASTNN_TARGET::simd {
 constexpr int kBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kBytes = 16, kRegisters = 32;  // NEON
 #else
-constexpr int kBytes = 16, kRegisters = 16;  // SSE2, NEON, or whatever the compiler makes of 16 bytes
+constexpr int kBytes = 16, kRegisters = 16;  // SSE2, or whatever the compiler makes of 16 bytes
 #endif
 
 template <class T>
@@ -98,6 +102,8 @@ inline V<float> multiply_add(V<float> a, V<float> b, V<float> c) {
   return _mm512_fmadd_ps(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return V<float>(vfmaq_f32(float32x4_t(c), float32x4_t(a), float32x4_t(b)));
 #else
   return a * b + c;
 #endif
@@ -108,6 +114,8 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
   return _mm512_fmadd_pd(a, b, c);
 #elif defined(__AVX2__)
   return _mm256_fmadd_pd(a, b, c);
+#elif defined(__aarch64__)
+  return V<double>(vfmaq_f64(float64x2_t(c), float64x2_t(a), float64x2_t(b)));
 #else
   return a * b + c;
 #endif
@@ -135,6 +143,8 @@ inline bool any(Integers<T> v) {
   return _mm512_test_epi64_mask(__m512i(v), __m512i(v)) != 0;
 #elif defined(__AVX2__)
   return !_mm256_testz_si256(__m256i(v), __m256i(v));
+#elif defined(__aarch64__)
+  return vmaxvq_u32(uint32x4_t(v)) != 0;
 #else
   bool found = false;
   for (int i = 0; i < kWidth<T>; ++i) found |= v[i] != 0;

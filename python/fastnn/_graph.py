@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,19 @@ if TYPE_CHECKING:
     from .training import Data
 
 _KINDS: tuple[type, ...] = (Layer, Loss, Metric, Optimizer)
+
+
+def record(work: Callable[[], None], jit_compile: bool | str) -> _backend.Graph | None:
+    """The work as a CUDA graph. Where it cannot be one, jit_compile=True raises ValueError, "auto" warns of it: then None."""
+    try:
+        return _backend.Graph(work)
+    except Exception as error:
+        reason = f"{_culprit(error)} cannot be recorded into a CUDA graph ({error})"
+        if jit_compile is True:
+            raise ValueError(f"jit_compile=True: {reason}") from error
+        # The user's call of fit, evaluate, predict or the model.
+        warnings.warn(f"done without: {reason}", RuntimeWarning, stacklevel=7)
+        return None
 
 
 class GraphSteps:
@@ -129,23 +142,13 @@ class _Step:
 
     def __call__(self, inputs: Sequence[Array]) -> None:
         if self._calls == 1:
-            self._graph = self._recorded()
+            self._graph = record(self._work, self._model.jit_compile)
         self._calls += 1
         self._inbox.fill(inputs)
         if self._graph is None:
             self._work()
         else:
             self._graph.launch()
-
-    def _recorded(self) -> _backend.Graph | None:
-        try:
-            return _backend.Graph(self._work)
-        except Exception as error:
-            reason = f"{_culprit(error)} cannot be recorded into a CUDA graph ({error})"
-            if self._model.jit_compile is True:
-                raise ValueError(f"jit_compile=True: {reason}") from error
-            warnings.warn(f"done without: {reason}", RuntimeWarning, stacklevel=7)
-            return None
 
     def _work(self) -> None:
         """All of a step, on arrays alone: compare Sequential.test_step, and of training train_step."""
@@ -214,7 +217,7 @@ def _fixed(model: Sequential) -> list[Any]:
 def _culprit(error: BaseException) -> str:
     """Which part of the model was at work when the error came."""
     owners = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
-    return next((_name(owner) for owner in owners if isinstance(owner, _KINDS)), "the step")
+    return next((_name(owner) for owner in owners if isinstance(owner, _KINDS)), "the work")
 
 
 def _name(part: Any) -> str:

@@ -5,7 +5,6 @@ At small batches the Python around a kernel takes as long as the kernel, and fre
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from . import _backend, layers
+from . import _backend, _graph, layers
 from ._checks import same_objects
 from ._typing import Array
 from .layers import base
@@ -73,9 +72,9 @@ class Replay:
         x, _ = run(self._before, x, self._training, drawn)
         self._x = x.copy()
         self._given: Array | None = None  # forward's x, for backward
-        self._record()
+        self._record(model.jit_compile)
 
-    def _record(self) -> None:
+    def _record(self, jit_compile: bool | str) -> None:
         self._forward = _backend.Tape(self._record_forward, self._weights, self._x)
 
     def _record_forward(self) -> None:
@@ -122,14 +121,12 @@ class GraphReplay(Replay):
     _kinds = _IN_INFERENCE | {layers.Rescaling}
     MOST = 2**28  # bytes kept; where there are more, kernels take so long that nothing is gained
 
-    def _record(self) -> None:
-        try:
-            self._graph = _backend.Graph(self._record_forward)
-        except Exception as error:
-            warnings.warn(f"inference is done without a CUDA graph: {error}", RuntimeWarning, stacklevel=6)
-            raise _backend.NotRecordable(str(error)) from error
-        self._saved = []  # the graph has this memory
-        if self._graph.bytes > self.MOST:
+    def _record(self, jit_compile: bool | str) -> None:
+        graph = _graph.record(self._record_forward, jit_compile)
+        if graph is None:
+            raise _backend.NotRecordable("not as a CUDA graph")
+        self._graph, self._saved = graph, []  # it has what forward saved
+        if graph.bytes > self.MOST:
             raise _backend.NotRecordable(f"more than {self.MOST} bytes would be kept")
 
     def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
