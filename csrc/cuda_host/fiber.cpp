@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 
@@ -16,13 +17,13 @@
 #endif
 
 #ifndef FASTNN_UCONTEXT
-// void fastnn_fiber_change(void** from, void* to): the registers that a called function must keep (System V ABI) go onto
-// the stack, the stack pointer to *from, and all comes back from `to`. ucontext's swap would make two system calls.
+// The registers that a called function must keep go onto the stack, the stack pointer to *from, and all comes back from
+// `to`. ucontext's swap would make two system calls.
+extern "C" void fastnn_fiber_change(void** from, void* to) asm("fastnn_fiber_change");
+#if defined(__x86_64__)  // System V ABI: at a function's first instruction the stack is 8 bytes off a multiple of 16
+constexpr int kFrame = 8, kReturnAddress = 6;  // in pointers
 asm(R"(
 .text
-.globl fastnn_fiber_change
-.hidden fastnn_fiber_change
-.type fastnn_fiber_change, @function
 fastnn_fiber_change:
   pushq %rbp
   pushq %rbx
@@ -39,9 +40,41 @@ fastnn_fiber_change:
   popq %rbx
   popq %rbp
   ret
-.size fastnn_fiber_change, .-fastnn_fiber_change
 )");
-extern "C" void fastnn_fiber_change(void** from, void* to);
+#else  // AArch64 (AAPCS64): x19 to x30 and the lower halves of v8 to v15
+constexpr int kFrame = 20, kReturnAddress = 11;
+asm(R"(
+.text
+.p2align 2
+fastnn_fiber_change:
+  sub sp, sp, #160
+  stp x19, x20, [sp]
+  stp x21, x22, [sp, #16]
+  stp x23, x24, [sp, #32]
+  stp x25, x26, [sp, #48]
+  stp x27, x28, [sp, #64]
+  stp x29, x30, [sp, #80]
+  stp d8, d9, [sp, #96]
+  stp d10, d11, [sp, #112]
+  stp d12, d13, [sp, #128]
+  stp d14, d15, [sp, #144]
+  mov x9, sp
+  str x9, [x0]
+  mov sp, x1
+  ldp x19, x20, [sp]
+  ldp x21, x22, [sp, #16]
+  ldp x23, x24, [sp, #32]
+  ldp x25, x26, [sp, #48]
+  ldp x27, x28, [sp, #64]
+  ldp x29, x30, [sp, #80]
+  ldp d8, d9, [sp, #96]
+  ldp d10, d11, [sp, #112]
+  ldp d12, d13, [sp, #128]
+  ldp d14, d15, [sp, #144]
+  add sp, sp, #160
+  ret
+)");
+#endif
 #endif
 
 namespace fastnn::host {
@@ -95,13 +128,12 @@ void Fiber::prepare(void (*entry)()) {
   context_.uc_link = nullptr;
   makecontext(&context_, entry, 0);
 #else
-  // As if fastnn_fiber_change had been called from a function that returns to entry: six registers, then its address. At a
-  // function's first instruction the stack is 8 bytes off a multiple of 16.
-  void** top = reinterpret_cast<void**>(const_cast<char*>(static_cast<const char*>(stack_)) + stack_bytes_);
-  *--top = nullptr;
-  *--top = reinterpret_cast<void*>(entry);
-  for (int i = 0; i < 6; ++i) *--top = nullptr;
-  top_ = top;
+  // As if fastnn_fiber_change had been called from a function that returns to entry.
+  void** const end = reinterpret_cast<void**>(const_cast<char*>(static_cast<const char*>(stack_)) + stack_bytes_);
+  void** const frame = end - kFrame;
+  std::fill(frame, end, nullptr);
+  frame[kReturnAddress] = reinterpret_cast<void*>(entry);
+  top_ = frame;
 #endif
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__) || defined(FASTNN_UCONTEXT)
+#if defined(FASTNN_UCONTEXT) || !(defined(__x86_64__) || defined(__aarch64__))
 #include <ucontext.h>
 #define FASTNN_UCONTEXT 1
 #endif
