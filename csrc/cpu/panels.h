@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <tuple>
 #include <utility>
 
 #include "parallel.h"
@@ -26,10 +25,10 @@ inline int64_t panel_count(int64_t n, int64_t cols) {
 
 // The elements of two vectors in turn: those of their first halves, those of their second halves.
 template <class V, int... I>
-inline std::pair<V, V> interleave(V a, V b, std::integer_sequence<int, I...>) {
+inline void interleave(V a, V b, V& first, V& second, std::integer_sequence<int, I...>) {
   constexpr int W = sizeof...(I);
-  return {__builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...),
-          __builtin_shufflevector(a, b, (I / 2 + I % 2 * W + W / 2)...)};
+  first = __builtin_shufflevector(a, b, (I / 2 + I % 2 * W)...);
+  second = __builtin_shufflevector(a, b, (I / 2 + I % 2 * W + W / 2)...);
 }
 
 // `count` vectors at most W, ld apart, become the columns of a block of W rows, each a whole vector, `step` apart. Each
@@ -45,7 +44,7 @@ inline void pack_transposed(const T* b, int64_t ld, int64_t count, T* packed, in
   for (int round = 1; round < W; round *= 2) {
 #pragma GCC unroll 8
     for (int i = 0; i < W / 2; ++i)
-      std::tie(next[2 * i], next[2 * i + 1]) = interleave(v[i], v[i + W / 2], std::make_integer_sequence<int, W>{});
+      interleave(v[i], v[i + W / 2], next[2 * i], next[2 * i + 1], std::make_integer_sequence<int, W>{});
 #pragma GCC unroll 16
     for (int i = 0; i < W; ++i) v[i] = next[i];
   }

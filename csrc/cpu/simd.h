@@ -58,21 +58,29 @@ template <class T>
   __builtin_prefetch(p, 1);
 }
 
-// The first n of a vector's elements, 0 <= n <= kWidth; the others are read as zero and not written.
+// The first n of a vector's elements, 0 <= n <= kWidth; the others are read as zero and not written. Of short vectors one by
+// one: a call in a loop would cost it all vectors that it holds in registers.
 template <class T>
 inline V<T> load(const T* p, int64_t n) {
   if (n >= kWidth<T>) return load(p);
   V<T> v{};
-  std::memcpy(&v, p, size_t(n) * sizeof(T));
+  if constexpr (kWidth<T> <= 4)
+    for (int i = 0; i < kWidth<T> - 1; ++i) v[i] = i < n ? p[i] : T(0);
+  else
+    std::memcpy(&v, p, size_t(n) * sizeof(T));
   return v;
 }
 
 template <class T>
 inline void store(T* p, V<T> v, int64_t n) {
-  if (n >= kWidth<T>)
+  if (n >= kWidth<T>) {
     store(p, v);
-  else
+  } else if constexpr (kWidth<T> <= 4) {
+    for (int i = 0; i < kWidth<T> - 1; ++i)
+      if (i < n) p[i] = v[i];
+  } else {
     std::memcpy(p, &v, size_t(n) * sizeof(T));
+  }
 }
 
 // What comparing vectors of T gives: integers as wide as T.
