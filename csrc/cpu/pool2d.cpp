@@ -117,6 +117,7 @@ void max_pool2d_forward(const Pool2dShape& s, const T* x, T* y, int32_t* argmax,
           where[m] = L::position(rows.begin * s.kw + cols.begin);
         }
         for (int64_t r = rows.begin; r < rows.end; ++r)
+#pragma GCC unroll 1  // windows are small: Clang's four columns at a time cost 1.2x
           for (int64_t q = cols.begin; q < cols.end; ++q)
             for (int m = 0; m < M; ++m) {
               const typename L::V v = L::load(window + (r * s.w + q) * s.c + c + m * N);
@@ -165,6 +166,7 @@ void avg_pool2d_forward(const Pool2dShape& s, const T* x, T* y, Stream) {
         using L = Lanes<T, N>;
         typename L::V sum[M] = {};
         for (int64_t r = rows.begin; r < rows.end; ++r)
+#pragma GCC unroll 1  // as above
           for (int64_t q = cols.begin; q < cols.end; ++q)
             for (int m = 0; m < M; ++m) sum[m] += L::load(window + (r * s.w + q) * s.c + c + m * N);
         for (int m = 0; m < M; ++m) L::store(mean + c + m * N, sum[m] / count);
