@@ -65,6 +65,24 @@ def test_adam_step(backend, rng, step, weight_decay, dtype):
         assert_within(w, expected, 16 * eps * (np.abs(expected) + update))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_slots_without_a_gradient_do_not_stay_subnormal(dtype):
+    """Arithmetic on subnormal numbers is many times slower on a CPU. They are 0 in these steps, in no other op of any thread."""
+    tiny = np.finfo(dtype).tiny
+    size = 100_003  # more than one item, and a rest of a vector
+    w, dw = np.ones(size, dtype), np.zeros(size, dtype)
+    m, v, velocity = (np.geomspace(tiny / 1000, tiny * 1000, size, dtype=dtype) for _ in range(3))
+    for step in range(1, 100):
+        ops.adam_step([w], [dw], [m], [v], step=step, learning_rate=1e-3)
+        ops.sgd_step([w], [dw], [velocity], learning_rate=1e-3, momentum=0.9)
+        for slot in (m, v, velocity):
+            assert np.all((slot == 0) | (slot >= tiny))
+    assert np.all(w == 1)
+    x = np.full((64, 64), tiny / 2, dtype)
+    assert_same_bits(ops.gemm(x, np.eye(64, dtype=dtype)), x)
+    assert np.all(x * dtype(0.5) == tiny / 4)
+
+
 def test_first_adam_step_by_hand(backend):
     """m = 0.1 g, v = 0.001 g g, rate = lr sqrt(0.001) / 0.1: the step is lr * sign(g), up to epsilon."""
     w, g = np.array([1.0, 2.0]), np.array([0.5, -4.0])

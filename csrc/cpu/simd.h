@@ -255,6 +255,44 @@ class First {
 #endif
 };
 
+// While one lives, its thread reads and computes 0 where a number would be subnormal: arithmetic on those is microcode, many
+// times slower. The clobbered memory keeps loads, and so what is computed from them, inside.
+class SubnormalsAreZero {
+#if defined(__x86_64__)
+  typedef uint32_t Word;
+  static constexpr Word kFlush = 1u << 15 | 1u << 6;  // results and operands
+  static Word get() {
+    Word word;
+    asm volatile("stmxcsr %0" : "=m"(word));
+    return word;
+  }
+  static void set(Word word) { asm volatile("ldmxcsr %0" : : "m"(word) : "memory"); }
+#elif defined(__aarch64__)
+  typedef uint64_t Word;
+  static constexpr Word kFlush = 1u << 24;
+  static Word get() {
+    Word word;
+    asm volatile("mrs %0, fpcr" : "=r"(word));
+    return word;
+  }
+  static void set(Word word) { asm volatile("msr fpcr, %0" : : "r"(word) : "memory"); }
+#else
+  typedef int Word;
+  static constexpr Word kFlush = 0;
+  static Word get() { return 0; }
+  static void set(Word) {}
+#endif
+
+ public:
+  SubnormalsAreZero() : before_(get()) { set(before_ | kFlush); }
+  ~SubnormalsAreZero() { set(before_); }
+  SubnormalsAreZero(const SubnormalsAreZero&) = delete;
+  SubnormalsAreZero& operator=(const SubnormalsAreZero&) = delete;
+
+ private:
+  Word before_;
+};
+
 // NaN stays NaN, and -0.0 becomes +0.0.
 template <class T>
 inline V<T> relu(V<T> v) {

@@ -781,7 +781,7 @@ def sgd_step(
 
     w -= lr * weight_decay * w; v = momentum * v - lr * dw; w += v, or with Nesterov w += momentum * v - lr * dw. velocities
     may be None where momentum is 0. rates: in place of learning_rate and weight_decay an array that lies where the others
-    do, (*Rates.sgd(learning_rate, weight_decay), loss).
+    do, (*Rates.sgd(learning_rate, weight_decay), loss). On the CPU subnormal numbers count as 0 here.
     """
     op = "sgd_step"
     weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
@@ -814,7 +814,8 @@ def adam_step(
 
     step t counts from 1. w -= lr * weight_decay * w; m += (dw - m) * (1 - beta_1); v += (dw**2 - v) * (1 - beta_2);
     w -= lr * sqrt(1 - beta_2**t) / (1 - beta_1**t) * m / (sqrt(v) + epsilon). rates: in place of step, learning_rate and
-    weight_decay an array that lies where the others do, (*Rates.adam(step, learning_rate, ...), loss).
+    weight_decay an array that lies where the others do, (*Rates.adam(step, learning_rate, ...), loss). On the CPU subnormal
+    numbers count as 0 here.
     """
     op = "adam_step"
     weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
