@@ -284,6 +284,47 @@ def test_dropout_scales_what_it_keeps(rng):
     assert layer.forward(x)[0] is x or (layer.forward(x)[0] == x).all()
 
 
+@pytest.mark.parametrize("mode", ["horizontal", "vertical", "horizontal_and_vertical"])
+def test_flips_mirror_the_samples_that_were_drawn(rng, mode):
+    layer = layers.RandomFlip(mode)
+    x = floats(rng, (40, 4, 5, 2), np.float32)
+    (coins,) = drawn = layer.draw(np.random.default_rng(0), x.shape)
+    y, _ = layer.forward(x, True, drawn)
+    for image, flipped, down, across in zip(x, y, *coins, strict=True):
+        expected = image[::-1] if down and "vertical" in mode else image
+        assert_same_bits(flipped, expected[:, ::-1] if across and "horizontal" in mode else expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+@pytest.mark.parametrize("fill_mode", ["reflect", "wrap", "constant", "nearest"])
+def test_translations_read_between_pixels(rng, fill_mode, interpolation):
+    """Beside pixels read one by one at their distance, in an image that goes on beyond its edges."""
+    layer = layers.RandomTranslation(
+        (-0.9, 0.9), (-0.3, 0.6), fill_mode=fill_mode, fill_value=0.5, interpolation=interpolation
+    )
+    x = floats(rng, (6, 5, 4, 2), np.float64)
+    y, _ = layer.forward(x, True, layer.draw(np.random.default_rng(0), x.shape))
+    parts = np.random.default_rng(0)
+    downs, acrosses = parts.uniform(-0.9, 0.9, 6) * 5, parts.uniform(-0.3, 0.6, 6) * 4
+    # np.pad's names for what lies beyond the edge.
+    mode = {"reflect": "symmetric", "nearest": "edge"}.get(fill_mode, fill_mode)
+    options = {"constant_values": 0.5} if fill_mode == "constant" else {}
+
+    def shifted(lines, pixels):
+        room = len(lines) + 1
+        beyond = np.pad(lines, [(room, room), (0, 0), (0, 0)], mode, **options)
+        at = np.arange(len(lines)) - pixels + room
+        if interpolation == "nearest":
+            return beyond[np.floor(at + 0.5).astype(int)]
+        first = np.floor(at).astype(int)
+        after = (at - first)[:, None, None]
+        return beyond[first] * (1 - after) + beyond[first + 1] * after
+
+    for image, moved, down, across in zip(x, y, downs, acrosses, strict=True):
+        expected = shifted(shifted(image, down).swapaxes(0, 1), across).swapaxes(0, 1)
+        np.testing.assert_allclose(moved, expected, rtol=1e-13, atol=1e-13)
+
+
 def test_moving_statistics_are_keras(rng):
     layer = layers.BatchNormalization()
     layer.build((3,), np.dtype(np.float64), rng)

@@ -50,7 +50,9 @@ class RandomFlip(_Augmentation):
     def _flipped(self, x: Array, coins: Array) -> Array:
         for axis, (coin, wanted) in enumerate(zip(coins, _FLIPS[self.mode], strict=True), start=1):
             if wanted:
-                x = self.xp.where(coin[:, None, None, None], np.flip(x, axis), x)
+                index = np.arange(x.shape[axis], like=x)
+                read = _Gather.of(x, axis, self.xp.where(coin[:, None], index[::-1], index))
+                x = read.apply(x).reshape(x.shape)
         return x
 
 
@@ -105,8 +107,9 @@ class RandomTranslation(_Augmentation):
             check_drawn(drawn, self.name)
         shifts, left = [], list(drawn)
         for axis in axes:
-            taps = [(left.pop(0), left.pop(0)) for _ in range(1 if self.interpolation == "nearest" else 2)]
-            shifts.append(self._shift(x, axis, taps))
+            index, *weights = (left.pop(0) for _ in range(2 if self.interpolation == "nearest" else 3))
+            fill = self.fill_value if self.fill_mode == "constant" else 0.0
+            shifts.append(_Shift(_Gather.of(x, axis, index), [w[:, None, :, None] for w in weights], fill))
             x = shifts[-1].apply(x)
         return x, shifts
 
@@ -127,25 +130,20 @@ class RandomTranslation(_Augmentation):
         return dy, {}
 
     def _taps(self, length: int, pixels: Array) -> list[Array]:
-        """For each of the one or two pixels that an output reads: which (N, length), and its weight (N, length or 1)."""
+        """Which pixels are read, (N, length or length + 1), and the weight of each output's first and, where it has one, its
+        second, (N, length or 1): output i reads the i-th of those pixels and the one after it.
+        """
         if self.interpolation == "nearest":
             first = np.floor(0.5 - pixels)
-            parts = [np.ones(len(pixels))]
+            parts = [np.ones((len(pixels), 1))]
         else:  # output i reads at i - pixels: between pixels i + first and i + first + 1
             first = np.floor(-pixels)
-            parts = [1 + pixels + first, -pixels - first]
-        taps = []
-        for offset, part in enumerate(parts):
-            index, inside = self._fold(np.arange(length) + (first.astype(np.int64)[:, None] + offset), length)
-            taps += [index, part[:, None] if inside is None else part[:, None] * inside]
-        return taps
-
-    def _shift(self, x: Array, axis: int, taps: Sequence[tuple[Array, Array]]) -> _Shift:
-        n, height, width, channels = x.shape
-        view = (n, 1, height, width * channels) if axis == 1 else (n, height, width, channels)
-        rows = np.arange(n * view[1], like=x).reshape(n, view[1], 1) * x.shape[axis]
-        flat = [((rows + index[:, None]).reshape(-1), weight[:, None, :, None]) for index, weight in taps]
-        return _Shift(view, flat, self.fill_value if self.fill_mode == "constant" else 0.0)
+            parts = [(1 + pixels + first)[:, None], (-pixels - first)[:, None]]
+        reach = np.arange(length + len(parts) - 1)
+        index, inside = self._fold(reach + first.astype(np.int64)[:, None], length)
+        if inside is not None:
+            parts = [part * inside[:, i : i + length] for i, part in enumerate(parts)]
+        return [index, *parts]
 
     def _fold(self, index: Array, length: int) -> tuple[Array, Array | None]:
         """The pixels that the positions `index` read, and for fill_mode "constant" which of them are real."""
@@ -158,33 +156,56 @@ class RandomTranslation(_Augmentation):
         return clipped, clipped == index if self.fill_mode == "constant" else None
 
 
-class _Shift(NamedTuple):
-    """A map of images along one axis: each output is a weighted sum of one or two pixels, and of `fill`."""
+class _Gather(NamedTuple):
+    """Reads each sample's own positions along an axis of images: whole rows of memory, or whole pixels."""
 
-    view: Shape  # the batch as (N, repeat, length of the axis, inner)
-    taps: list[
-        tuple[Array, Array]
-    ]  # positions in (N * repeat * length, inner), weights (N, 1, length or 1, 1)
+    rows: Array  # of x as (rows, inner)
+    view: Shape  # of what is read: (N, repeat, positions, inner)
+
+    @classmethod
+    def of(cls, x: Array, axis: int, index: Array) -> _Gather:
+        """x: (N, H, W, C); index: (N, positions) along axis 1 or 2."""
+        n, height, width, channels = x.shape
+        repeat, inner = (1, width * channels) if axis == 1 else (height, channels)
+        first = np.arange(n * repeat, like=x).reshape(n, repeat, 1) * x.shape[axis]
+        return cls((first + index[:, None]).reshape(-1), (n, repeat, index.shape[1], inner))
+
+    def apply(self, x: Array) -> Array:
+        return x.reshape(-1, self.view[-1]).take(self.rows, axis=0).reshape(self.view)
+
+    def adjoint(self, read: Array, shape: Shape) -> Array:
+        # On the host: a scattered sum on a GPU would be one of atomics, in no order. Few networks need this at all.
+        x = np.zeros(shape, read.dtype)
+        rows, parts = map(_backend.to_host, (self.rows, read))
+        np.add.at(x.reshape(-1, self.view[-1]), rows, parts.reshape(-1, self.view[-1]))
+        return np.asarray(x, like=read)
+
+
+class _Shift(NamedTuple):
+    """A map of images along one axis: each output is a weighted sum of one pixel or two that lie side by side, and of `fill`."""
+
+    gather: _Gather
+    weights: list[Array]  # of each output's first and second pixel, (N, 1, length or 1, 1)
     fill: float  # what the weight that is missing to 1 falls on
 
     def apply(self, x: Array) -> Array:
-        pixels = x.reshape(-1, self.view[-1])
-        y = np.zeros(self.view, x.dtype, like=x)
-        for positions, weights in self.taps:
-            read = pixels.take(positions, axis=0).reshape(self.view)
-            read *= weights.astype(x.dtype)
-            y += read
+        read = self.gather.apply(x)
+        length = read.shape[2] - len(self.weights) + 1
+        parts: list[Array] = [
+            read[:, :, i : i + length] * w.astype(x.dtype) for i, w in enumerate(self.weights)
+        ]
+        y = parts[0]
+        for part in parts[1:]:
+            y += part
         if self.fill:
-            missing = sum((-weights for _, weights in self.taps), start=np.zeros((), like=x) + 1)
+            missing = sum((-weight for weight in self.weights), start=np.zeros((), like=x) + 1)
             y += (missing * self.fill).astype(x.dtype)
         return y.reshape(x.shape)
 
     def adjoint(self, dy: Array) -> Array:
-        # On the host: a scattered sum on a GPU would be one of atomics, in no order. Few networks need this at all.
-        above = _backend.to_host(dy)
-        dx = np.zeros(dy.shape, dy.dtype)
-        for taps in self.taps:
-            positions, weights = map(_backend.to_host, taps)
-            parts = above.reshape(self.view) * weights.astype(dy.dtype)
-            np.add.at(dx.reshape(-1, self.view[-1]), positions, parts.reshape(-1, self.view[-1]))
-        return np.asarray(dx, like=dy)
+        n, repeat, _, inner = self.gather.view
+        above = dy.reshape(n, repeat, -1, inner)
+        read = np.zeros(self.gather.view, dy.dtype, like=dy)
+        for i, w in enumerate(self.weights):
+            read[:, :, i : i + above.shape[2]] += above * w.astype(dy.dtype)
+        return self.gather.adjoint(read, dy.shape)
