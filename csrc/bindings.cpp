@@ -232,6 +232,19 @@ void bind_activation(py::module_& m) {
   BIND_ELEMENTWISE(relu);
   BIND_ELEMENTWISE(sigmoid);
   BIND_ELEMENTWISE(tanh);
+  const auto bind_dropout = [&](const char* name, const char* of, const char* result) {
+    m.def(name, [=](Array x, Array keep, double scale, Array y, uintptr_t stream) {
+      Call call(name);
+      const auto* vx = call.in(of, x);
+      const auto* v_keep = call.in_uint8("keep", keep, vx->shape());
+      const auto* vy = call.out(result, y, vx->shape());
+      call.run([=]<class T>(const Ops<T>& ops) {
+        ops.dropout(vx->size(), get<T>(vx), get<uint8_t>(v_keep), T(scale), get<T>(vy), to_stream(stream));
+      });
+    });
+  };
+  bind_dropout("dropout", "x", "y");
+  bind_dropout("dropout_backward", "dy", "dx");
   m.def("softmax_forward", [](Array x, Array y, uintptr_t stream) {
     Call call("softmax");
     const auto* vx = call.in("x", x);

@@ -84,6 +84,8 @@ struct Ops {
   void (*sigmoid_backward)(int64_t size, const T* dy, const T* y, T* dx, Stream);
   void (*tanh_forward)(int64_t size, const T* x, T* y, Stream);
   void (*tanh_backward)(int64_t size, const T* dy, const T* y, T* dx, Stream);
+  // y = x * scale where keep is not 0, else 0, of NaN and infinities, too. Its own backward.
+  void (*dropout)(int64_t size, const T* x, const uint8_t* keep, T scale, T* y, Stream);
   // Over the last axis: `rows` independent distributions of `cols` classes.
   void (*softmax_forward)(int64_t rows, int64_t cols, const T* x, T* y, Stream);
   void (*softmax_backward)(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx, Stream);

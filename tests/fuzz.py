@@ -214,6 +214,10 @@ class Fuzzer:
         getattr(ops, name + "_backward")(self.array(shape, dtype), self.array(shape, dtype))
         ops.relu(self.array(shape, dtype), out=self.out(shape, dtype))
         ops.bias_backward(self.array(shape, dtype))
+        keep = self.array(shape, self.pick(["?", "u1"]))
+        getattr(ops, self.pick(["dropout", "dropout_backward"]))(
+            self.array(shape, dtype), keep, self.pick([0.0, 0.5, 1.0])
+        )
 
     def loss(self, dtype):
         rows, classes = (int(d) for d in self.rng.integers(0 if self.chance(0.1) else 1, 30, 2))

@@ -147,6 +147,41 @@ def test_wrong_arguments(backend, name):
         backward(x.astype(np.float64), x)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_dropout(backend, rng, shape, dtype):
+    x, keep = np.asarray(floats(rng, shape, dtype), dtype), np.asarray(rng.random(shape) < 0.7)
+    for op, mask in ((ops.dropout, keep), (ops.dropout_backward, 3 * keep.astype(np.uint8))):
+        y = op(x, mask, 0.3)
+        assert y.dtype == dtype
+        assert_same_bits(y, np.where(keep, x * dtype(1 / 0.7), dtype(0)))
+        assert_within(y, reference.dropout(x, keep, 0.3), 2 * np.finfo(dtype).eps * np.abs(x))
+
+
+def test_dropped_is_zero_whatever_it_was(backend):
+    x = np.array([np.nan, np.inf, -np.inf, -1, -0.0, 2] * 2, np.float32)
+    keep = np.arange(12) >= 6
+    assert_same_bits(ops.dropout(x, keep, 0.5), np.concatenate([np.zeros(6, np.float32), x[6:] * 2]))
+    assert_same_bits(ops.dropout(x[::-1], keep[::-1], 0.0), np.where(keep, x, np.float32(0))[::-1])
+
+
+@pytest.mark.parametrize("name", ["dropout", "dropout_backward"])
+def test_wrong_arguments_of_dropout(backend, name):
+    op, first = getattr(ops, name), "x" if name == "dropout" else "dy"
+    x, keep = np.ones((2, 3), np.float32), np.ones((2, 3), bool)
+    with pytest.raises(ValueError, match=rf"{name}: keep must have shape \(2, 3\), got \(3, 2\)"):
+        op(x, keep.T, 0.5)
+    with pytest.raises(TypeError, match=rf"{name}: keep must be an array of bool or uint8, got .*float32"):
+        op(x, x, 0.5)
+    with pytest.raises(TypeError, match=rf"{name}: keep must be an array of bool or uint8, got list"):
+        op(x, [True], 0.5)
+    with pytest.raises(TypeError, match=rf"{name}: {first} must be float32 or float64"):
+        op(keep, keep, 0.5)
+    for rate in (1, -0.1, np.nan):
+        with pytest.raises(ValueError, match=rf"{name}: rate must lie in \[0, 1\), got"):
+            op(x, keep, rate)
+
+
 def test_softmax_needs_classes(backend):
     for shape in [(), (3, 0)]:
         with pytest.raises(ValueError, match="last axis"):

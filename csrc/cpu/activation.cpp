@@ -1,5 +1,5 @@
-// Activations, element by element and softmax row by row. relu is bound by memory, the others by the arithmetic of exp.h.
-// Every backward takes y, the forward's result, so that x need not be kept.
+// Activations and dropout, element by element, and softmax row by row. relu and dropout are bound by memory, the others by
+// the arithmetic of exp.h. Every backward of an activation takes y, the forward's result, so that x need not be kept.
 #include "../ops.h"
 #include "parallel.h"
 #include "softmax.h"
@@ -65,6 +65,16 @@ void tanh_backward(int64_t size, const T* dy, const T* y, T* dx, Stream) {
 }
 
 template <class T>
+void dropout(int64_t size, const T* x, const uint8_t* keep, T scale, T* y, Stream) {
+  parallel_chunks(size, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T scaled = x[i] * scale;  // in any case: a select, not a branch
+      y[i] = keep[i] ? scaled : T(0);
+    }
+  });
+}
+
+template <class T>
 void softmax_forward(int64_t rows, int64_t cols, const T* x, T* y, Stream) {
   parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) softmax_row(cols, x + row * cols, y + row * cols);
@@ -89,6 +99,7 @@ void add(Ops<T>& ops) {
   ops.sigmoid_backward = sigmoid_backward<T>;
   ops.tanh_forward = tanh_forward<T>;
   ops.tanh_backward = tanh_backward<T>;
+  ops.dropout = dropout<T>;
   ops.softmax_forward = softmax_forward<T>;
   ops.softmax_backward = softmax_backward<T>;
 }

@@ -1,5 +1,5 @@
-// Activations, element by element and softmax row by row. Every backward takes y, the forward's result, so that x need not
-// be kept. All are bound by memory: one or two arrays read, one written.
+// Activations and dropout, element by element, and softmax row by row. Every backward of an activation takes y, the
+// forward's result, so that x need not be kept. All are bound by memory: one or two arrays read, one written.
 //
 //   element-wise  thread -> 16 bytes of the arrays where they are aligned, one element of what is left
 //   softmax       warp -> row
@@ -34,6 +34,18 @@ __global__ void map2_kernel(int64_t vectors, int64_t size, F f, const T* dy, con
     reinterpret_cast<V*>(dx)[i] = v;
   }
   for (int64_t i = vectors * kVec<T> + first_item(); i < size; i += item_step()) dx[i] = f(dy[i], y[i]);
+}
+
+template <class T>
+__global__ void dropout_kernel(int64_t vectors, int64_t size, T scale, const T* x, const uint8_t* keep, T* y) {
+  using V = Vec<T, kVec<T>>;
+  for (int64_t i = first_item(); i < vectors; i += item_step()) {
+    V v = reinterpret_cast<const V*>(x)[i];
+    const auto kept = reinterpret_cast<const Vec<uint8_t, kVec<T>>*>(keep)[i];
+    for (int e = 0; e < kVec<T>; ++e) v.v[e] = kept.v[e] ? v.v[e] * scale : T(0);
+    reinterpret_cast<V*>(y)[i] = v;
+  }
+  for (int64_t i = vectors * kVec<T> + first_item(); i < size; i += item_step()) y[i] = keep[i] ? x[i] * scale : T(0);
 }
 
 template <class T>
@@ -115,6 +127,15 @@ ELEMENTWISE(sigmoid, Sigmoid)
 ELEMENTWISE(tanh, Tanh)
 
 template <class T>
+void dropout(int64_t size, const T* x, const uint8_t* keep, T scale, T* y, Stream stream) {
+  using V = Vec<T, kVec<T>>;
+  const bool aligned = aligned_for<V>(x) && aligned_for<V>(y) && aligned_for<Vec<uint8_t, kVec<T>>>(keep);
+  const int64_t vectors = aligned ? size / kVec<T> : 0;
+  launch(dropout_kernel<T>, grid_for(vectors ? vectors : size, kThreads), kThreads, 0, stream, vectors, size, scale, x, keep,
+         y);
+}
+
+template <class T>
 void softmax_forward(int64_t rows, int64_t cols, const T* x, T* y, Stream stream) {
   launch(softmax_kernel<T>, grid_for_rows(rows), kRowsPerBlock * kWarp, 0, stream, rows, cols, x, y);
 }
@@ -132,6 +153,7 @@ void add(Ops<T>& ops) {
   ops.sigmoid_backward = sigmoid_backward<T>;
   ops.tanh_forward = tanh_forward<T>;
   ops.tanh_backward = tanh_backward<T>;
+  ops.dropout = dropout<T>;
   ops.softmax_forward = softmax_forward<T>;
   ops.softmax_backward = softmax_backward<T>;
 }

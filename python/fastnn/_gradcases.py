@@ -371,6 +371,21 @@ def _pair(device: Device, name: str) -> tuple[Callable[..., Any], Callable[..., 
     return forward, lambda dy, x: backward(dy, forward(x))
 
 
+def _dropout(device: Device) -> Cases:
+    rng = np.random.default_rng(14)
+    forward, backward = device.ops.dropout, device.ops.dropout_backward
+    for shape in (*((length,) for length in LENGTHS), (2, 3, 5, 7)):
+        keep = rng.random(shape) >= 0.25
+        how: dict[str, Any] = {"linear": True, "step": 1 / 16}
+        there = {"keep": device.put(keep), "rate": 0.25}
+        pair = partial(forward, **there), lambda dy, x, there=there: backward(dy, **there)
+        yield from smooth(device, "dropout", f"x {shape}", *pair, {"x": normal(shape, rng, "float64")}, **how)
+        for dtype in DTYPES:
+            x, dy = integers(shape, rng, dtype), integers(shape, rng, dtype)
+            yield from agrees(device, "dropout", "y", [x, keep, 0.5], exact=True)
+            yield from agrees(device, "dropout_backward", "dx", [dy, keep, 0.5], exact=True)
+
+
 _LOGITS: tuple[Shape, ...] = ((1, 1), (3, 2), (5, 3), (4, 10), (2, 17), (3, 33), (1031, 10))
 
 
@@ -515,6 +530,7 @@ OPS: tuple[Callable[[Device], Cases], ...] = (
     _avg_pool2d,
     _conv2d_max_pool2d,
     _activations,
+    _dropout,
     _softmax,
     _cross_entropy,
     _mean_squared_error,

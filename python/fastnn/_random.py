@@ -7,10 +7,13 @@ that begins at step t, (s, 2, t) dropout and augmentation of step t.
 
 from __future__ import annotations
 
+import math
 import operator
 import threading
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 INITIALIZATION, SHUFFLE, TRAINING = 0, 1, 2
 
@@ -50,3 +53,10 @@ def next_seed() -> int:
 def generator(seed: int, *stream: int) -> np.random.Generator:
     """The generator of one stream, at its beginning."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)))
+
+
+def chances(rng: np.random.Generator, shape: Sequence[int], probability: float) -> npt.NDArray[np.bool_]:
+    """True with this probability, to 2**-17: sixteen raw bits of the stream for each, which is all that drawing costs."""
+    size = math.prod(shape)
+    bits = rng.bit_generator.random_raw(-(-size // 4)).view(np.uint16)[:size]
+    return (bits < round(probability * 2**16)).reshape(shape)

@@ -34,13 +34,14 @@ _OPS_ALONE: frozenset[type] = frozenset(
         layers.BatchNormalization,
         layers.Conv2D,
         layers.Dense,
+        layers.Dropout,
         layers.Flatten,
         layers.GlobalAveragePooling2D,
         layers.MaxPooling2D,
         layers.ReLU,
     }
 )
-_IN_INFERENCE = _OPS_ALONE | {layers.Dropout, layers.RandomFlip, layers.RandomTranslation}
+_IN_INFERENCE = _OPS_ALONE | {layers.RandomFlip, layers.RandomTranslation}
 
 
 class Replay:
@@ -71,6 +72,7 @@ class Replay:
         self._changes = self._current_changes()
         x, _ = run(self._before, x, self._training, drawn)
         self._x = x.copy()
+        self._drawn = drawn[first:]
         self._given: Array | None = None  # forward's x, for backward
         self._record(model.jit_compile)
 
@@ -78,7 +80,9 @@ class Replay:
         self._forward = _backend.Tape(self._record_forward, self._weights, self._x)
 
     def _record_forward(self) -> None:
-        self._y, self._saved = run(self._recorded, self._x, self._training)
+        # What the recorded blocks need of chance, in memory that each call fills anew.
+        self._drawn = [[_copied(array) for array in of_block] for of_block in self._drawn]
+        self._y, self._saved = run(self._recorded, self._x, self._training, self._drawn)
 
     def _current_changes(self) -> list[int]:
         return list(map(attrgetter("changes"), self._layers))
@@ -106,6 +110,8 @@ class Replay:
         x, saved = run(self._before, x, self._training, drawn)
         if not (x.flags.c_contiguous and x.flags.aligned):
             x = x.copy()
+        for inside, array in zip(chain(*self._drawn), chain(*drawn[len(self._before) :]), strict=True):
+            inside[...] = array
         self._forward.launch(x)
         self._given = x
         return self._y, saved + self._saved
@@ -292,6 +298,12 @@ class Replays(Generic[R]):
 
     def __reduce__(self) -> tuple[type, tuple[Mapping[str, type[R]]]]:
         return Replays, (self._kinds,)  # a copy of a model records its own
+
+
+def _copied(array: Array) -> Array:
+    copy: Array = _backend.host().xp.empty(array.shape, array.dtype)
+    copy[...] = array
+    return copy
 
 
 def _layers(block: Block) -> list[Layer]:

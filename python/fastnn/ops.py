@@ -595,6 +595,35 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     return _activation_backward("softmax", dy, y)
 
 
+# ---- Dropout (Srivastava et al. 2014)
+
+
+def _dropout(op: str, name: str, x: Array, keep: Array, rate: float) -> Array:
+    if not 0 <= rate < 1:
+        raise ValueError(f"{op}: rate must lie in [0, 1), got {rate!r}")
+    backend = _backend.of(x, op, name)
+    x = _float(op, name, x)
+    if getattr(keep, "dtype", None) not in (np.dtype(bool), np.dtype(np.uint8)):
+        raise TypeError(f"{op}: keep must be an array of bool or uint8, got {_describe(keep)}")
+    keep = (keep if keep.flags.c_contiguous else keep.copy()).view(np.uint8)
+    y = backend.xp.empty(x.shape, x.dtype)
+    getattr(backend.native, op)(x, keep, 1 / (1 - rate), y, backend.stream)
+    return y  # type: ignore[no-any-return]
+
+
+def dropout(x: Array, keep: Array, rate: float) -> Array:
+    """x / (1 - rate) where keep is true, else 0, of NaN and infinities, too; any shape.
+
+    keep: bool or uint8 in x's shape, drawn by the caller, true with probability 1 - rate.
+    """
+    return _dropout("dropout", "x", x, keep, rate)
+
+
+def dropout_backward(dy: Array, keep: Array, rate: float) -> Array:
+    """The gradient of x: dy / (1 - rate) where keep is true, else 0."""
+    return _dropout("dropout_backward", "dy", dy, keep, rate)
+
+
 # ---- Losses
 
 

@@ -495,6 +495,19 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     return np.asarray(y * (dy - (dy * y).sum(axis=-1, keepdims=True)))
 
 
+# ---------------------------------------------------------------------------------------------------- dropout
+
+
+def dropout(x: Array, keep: Array, rate: float) -> Array:
+    """x / (1 - rate) where keep is true, else 0."""
+    return np.where(keep, _f64(x) * (1.0 / (1.0 - rate)), 0.0)
+
+
+def dropout_backward(dy: Array, keep: Array, rate: float) -> Array:
+    """dy / (1 - rate) where keep is true, else 0."""
+    return np.where(keep, _f64(dy) * (1.0 / (1.0 - rate)), 0.0)
+
+
 # ----------------------------------------------------------------------------------------------------- losses
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import initializers, ops
+from .. import _random, initializers, ops
 from .._checks import check_count, check_number
 from .._typing import Array, Shape
 from . import activations
@@ -113,7 +113,7 @@ class ReLU(Layer):
 
 
 class Dropout(Layer):
-    """In training each element becomes 0 with probability `rate`, or else x / (1 - rate)."""
+    """In training each element becomes 0 with probability `rate`, to 2**-17, or else x / (1 - rate)."""
 
     random = True
 
@@ -124,21 +124,16 @@ class Dropout(Layer):
             raise ValueError(f"{self.name}: rate must lie in [0, 1), got {rate}")
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
-        return [rng.random(shape, np.float32) >= self.rate] if self.rate else ()
+        return [_random.chances(rng, shape, 1 - self.rate)] if self.rate else ()
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         if not training or self.rate == 0:
             return x, None
         (keep,) = check_drawn(drawn, self.name)
-        return self._masked(x, keep), keep
+        return ops.dropout(x, keep, self.rate), keep
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        return dy if saved is None else self._masked(dy, saved), {}
-
-    def _masked(self, x: Array, keep: Array) -> Array:
-        # Not a product with the mask: a dropped infinity is 0, not NaN.
-        y: Array = self.xp.where(keep, x * (1 / (1 - self.rate)), x.dtype.type(0))
-        return y
+        return dy if saved is None else ops.dropout_backward(dy, saved, self.rate), {}
 
 
 class Rescaling(Layer):
