@@ -51,6 +51,7 @@ CASES = {
     "photo-wide": ((2, 12, 46, 3), (3, 3, 8), {"window": 2}),  # runs of windows begin amid a row
     "photo-stride": ((2, 21, 23, 3), (3, 3, 8), {"window": (3, 2), "stride": 2}),
     "photo-dilated": ((2, 17, 18, 2), (3, 2, 9), {"window": 2, "dilation": (1, 2)}),
+    "photo-same": ((2, 21, 18, 3), (3, 3, 33), {"window": 2, "padding": "same"}),
     "photo-padded-pool": (
         (3, 13, 11, 3),
         (2, 3, 17),

@@ -28,15 +28,16 @@ struct Units {
   }
 };
 
-// Short patches, as an image of three channels has. The rows of taps under a few rows of windows are copied in whole
-// vectors, those of one column under each other: a patch is vectors side by side, and shares most of them with its
-// neighbours. Then the sums of several channels fit the registers, and each winner is read once, without a list.
+// Short patches, as an image of three channels has, of outputs that read no padding. The rows of taps under a few rows of
+// windows are copied in whole vectors, those of one column under each other: a patch is vectors side by side, and shares
+// most of them with its neighbours. Then the sums of several channels fit the registers, and each winner is read once,
+// without a list.
 template <class T>
 class ShortPatches {
  public:
   static bool fits(const Geometry& g) {
-    if (g.plan.rows.size() * g.plan.cols.size() != 1 || g.conv.dh != 1 || g.conv.dw != 1) return false;
-    return g.rows[0].taps > 0 && g.cols[0].taps > 0 && g.rows[0].taps * vectors_of_row(g) <= kMaxVectors;
+    if (g.conv.dh != 1 || g.conv.dw != 1 || g.conv.kh * vectors_of_row(g) > kMaxVectors) return false;
+    return whole(g.rows, g.conv.kh).size() > 0 && whole(g.cols, g.conv.kw).size() > 0;
   }
 
   ShortPatches(const Geometry& g, int64_t channels)
@@ -44,7 +45,9 @@ class ShortPatches {
         channels_(channels),
         room_(panel_count(channels, W) * W),
         row_(vectors_of_row(g) * W),
-        patch_(g.rows[0].taps * row_),
+        patch_(g.conv.kh * row_),
+        whole_rows_(whole(g.rows, g.conv.kh)),
+        whole_cols_(whole(g.cols, g.conv.kw)),
         sums_(new T[size_t(channels * patch_)]) {
     constexpr int64_t kElements = 3 << 10, kWindows = 32;
     const int64_t wo = g.pool.wo;
@@ -60,8 +63,8 @@ class ShortPatches {
     std::fill_n(sums_.get(), channels * patch_, T(0));
   }
 
-  // Adds windows [begin, end) of image n, and to `bias_sums` what of dy has a winner; dy and argmax are the first window's,
-  // at the first channel.
+  // Adds windows [begin, end) of image n, and to `bias_sums`, unless null, what of dy has a winner; dy and argmax are the
+  // first window's, at the first channel.
   void add(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax, double* bias_sums) {
     const int64_t wo = g_.pool.wo;
     for (int64_t i = begin; i < end;) {
@@ -69,7 +72,7 @@ class ShortPatches {
       const int64_t last = rows > 1 ? i + rows * wo : std::min(i + columns_, (i / wo + 1) * wo);
       const int64_t windows = std::min(last, end) - i, at = (i - begin) * g_.conv.k;
       copy(n, i, i + windows, x, dy + at, argmax + at);
-      for (int64_t window = 0; window < windows; ++window)
+      for (int64_t window = 0; bias_sums && window < windows; ++window)
         for (int64_t k = 0; k < channels_; ++k) bias_sums[k] += double(kept_[size_t(window * room_ + k)]);
       static constexpr auto adders = adders_table(std::make_integer_sequence<int, kMaxVectors>{});
       (this->*adders.data()[patch_ / W - 1])(windows);
@@ -81,9 +84,9 @@ class ShortPatches {
   void finish(T* dw) const {
     const T* sum = sums_.get();
     for (int64_t k = 0; k < channels_; ++k)
-      for (int64_t r = 0; r < g_.rows[0].taps; ++r, sum += row_) {
-        T* to = dw + (g_.rows[0].tap + r) * g_.pieces.row_step() + g_.cols[0].tap * g_.x.c + k * g_.pieces.length;
-        for (int64_t i = 0; i < g_.cols[0].taps * g_.x.c; ++i) to[i] += sum[i];
+      for (int64_t r = 0; r < g_.conv.kh; ++r, sum += row_) {
+        T* to = dw + r * g_.pieces.row_step() + k * g_.pieces.length;
+        for (int64_t i = 0; i < g_.pieces.length; ++i) to[i] += sum[i];
       }
   }
 
@@ -92,12 +95,21 @@ class ShortPatches {
   static constexpr int W = kWidth<T>, kMaxVectors = 9;
   static constexpr int kSums = simd::kRegisters == 32 ? 24 : 12, kMaxTogether = 8;
 
-  static int64_t vectors_of_row(const Geometry& g) { return panel_count(g.cols[0].taps * g.conv.c, W); }
+  static int64_t vectors_of_row(const Geometry& g) { return panel_count(g.conv.kw * g.conv.c, W); }
+
+  // Outputs with all taps, which lie side by side.
+  struct Outputs {
+    int64_t begin, end;
+    int64_t size() const { return end - begin; }
+  };
+  static Outputs whole(const std::vector<Point>& points, int64_t taps) {
+    const auto is_whole = [=](const Point& point) { return point.taps == taps; };
+    const auto first = std::find_if(points.begin(), points.end(), is_whole);
+    return {first - points.begin(), std::find_if_not(first, points.end(), is_whole) - points.begin()};
+  }
 
   // Rows of x under so many rows of windows, and columns of outputs under so many windows side by side.
-  int64_t rows_under(int64_t rows) const {
-    return ((rows - 1) * g_.pool.sh + g_.pool.kh - 1) * g_.conv.sh + g_.rows[0].taps;
-  }
+  int64_t rows_under(int64_t rows) const { return ((rows - 1) * g_.pool.sh + g_.pool.kh - 1) * g_.conv.sh + g_.conv.kh; }
   int64_t columns_under(int64_t windows) const { return (windows - 1) * g_.pool.sw + g_.pool.kw; }
 
   // Windows [begin, end): of one row, or of several from the first one's beginning.
@@ -105,16 +117,17 @@ class ShortPatches {
     const Pool2dShape& pool = g_.pool;
     const int64_t first = begin / pool.wo, rows = (end - 1) / pool.wo + 1 - first;
     const int64_t window = rows == 1 ? begin % pool.wo : 0, windows = rows == 1 ? end - begin : pool.wo;
-    // Outputs, as far as they are not padding.
+    // Outputs, as far as they have all taps.
     const int64_t top = first * pool.sh - pool.pad_top, left = window * pool.sw - pool.pad_left;
-    const int64_t first_row = std::max<int64_t>(top, 0), end_row = std::min(top + (rows - 1) * pool.sh + pool.kh, pool.h);
-    const int64_t first_col = std::max<int64_t>(left, 0), end_col = std::min(left + columns_under(windows), pool.w);
+    const int64_t first_row = std::max(top, whole_rows_.begin), first_col = std::max(left, whole_cols_.begin);
+    const int64_t end_row = std::min(top + (rows - 1) * pool.sh + pool.kh, whole_rows_.end);
+    const int64_t end_col = std::min(left + columns_under(windows), whole_cols_.end);
 
     T* const zeros = aligned(memory_.get());
     std::fill_n(zeros, patch_, T(0));
-    const int64_t x_rows = end_row > first_row ? (end_row - 1 - first_row) * g_.conv.sh + g_.rows[0].taps : 0;
+    const int64_t x_rows = end_row > first_row ? (end_row - 1 - first_row) * g_.conv.sh + g_.conv.kh : 0;
     const int64_t whole = row_ - W, column = x_rows * row_, x_step = g_.conv.sw * g_.x.c;
-    const simd::First<T> rest(g_.cols[0].taps * g_.x.c - whole);
+    const simd::First<T> rest(g_.pieces.length - whole);
     for (int64_t row = 0; row < x_rows && first_col < end_col; ++row) {
       const T* from = x + g_.x.at(n, g_.rows[size_t(first_row)].source + row, g_.cols[size_t(first_col)].source);
       T* to = zeros + patch_ + row * row_;
@@ -198,8 +211,9 @@ class ShortPatches {
   }
 
   const Geometry& g_;
-  const int64_t channels_, room_;   // and in whole vectors
-  const int64_t row_, patch_;       // elements of a row of taps in whole vectors, and of a patch of such rows
+  const int64_t channels_, room_;  // and in whole vectors
+  const int64_t row_, patch_;      // elements of a row of taps in whole vectors, and of a patch of such rows
+  const Outputs whole_rows_, whole_cols_;
   int64_t rows_ = 1, columns_ = 1;  // windows at a time, so that all of theirs fits L1
   std::unique_ptr<T[]> memory_;     // zeros for a patch, then x's rows of taps
   std::unique_ptr<T[]> kept_;       // of each window and channel, dy where it has a winner
@@ -208,13 +222,14 @@ class ShortPatches {
   const std::unique_ptr<T[]> sums_;
 };
 
-// Patches of any length.
+// Patches of any length; of all outputs, or of those that read padding.
 template <class T>
 class FilterGradient {
  public:
-  FilterGradient(const Geometry& g, const Units& units, int64_t first_channel, int64_t channels)
+  FilterGradient(const Geometry& g, const Units& units, int64_t first_channel, int64_t channels, bool padded)
       : g_(g),
         units_(units),
+        padded_(padded),
         first_channel_(first_channel),
         channels_(channels),
         several_classes_(g.plan.rows.size() * g.plan.cols.size() > 1),
@@ -253,9 +268,10 @@ class FilterGradient {
     Patch* patch = patches_.data();
     g_.each_output(begin, end, [&](Geometry::Output output) {
       const auto [row, col] = output;
-      *patch++ = row ? Patch{x + g_.x.at(n, row->source, col->source),
-                             int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index)}
-                     : Patch{nullptr, 0};
+      const bool listed = row && !(padded_ && row->taps == g_.conv.kh && col->taps == g_.conv.kw);
+      *patch++ = listed ? Patch{x + g_.x.at(n, row->source, col->source),
+                                int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index)}
+                        : Patch{nullptr, 0};
     });
   }
 
@@ -268,6 +284,7 @@ class FilterGradient {
     std::fill_n(count, channels, 0);
     for (int64_t p = 0; p < windows; ++p, at += all) {
       const Patch* patch = patches_.data() + p * (positions + 1);
+      if (padded_ && std::all_of(patch, patch + positions, [](const Patch& at) { return !at.first; })) continue;
       for (int64_t k = 0; k < channels; ++k) {
         // Written in any case and kept where there is a patch: no branch on what won.
         const Patch& winner = patch[std::min<int>(argmax[at + k], positions)];
@@ -303,6 +320,7 @@ class FilterGradient {
 
   const Geometry& g_;
   const Units& units_;
+  const bool padded_;
   const int64_t first_channel_, channels_;
   const bool several_classes_;
   std::vector<Patch> patches_;              // window by window, positions + 1 each
@@ -338,19 +356,16 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
     std::fill_n(sums, channels, 0.0);
     std::optional<ShortPatches<T>> copied;
     std::optional<FilterGradient<T>> listed;
-    if (ShortPatches<T>::fits(g))
-      copied.emplace(g, channels);
-    else
-      listed.emplace(g, units, first, channels);
+    if (ShortPatches<T>::fits(g)) copied.emplace(g, channels);
+    if (!copied || g.plan.rows.size() * g.plan.cols.size() > 1)
+      listed.emplace(g, units, first, channels, copied.has_value());
     for (int64_t unit = units.count * slice / units.slices; unit < units.count * (slice + 1) / units.slices; ++unit) {
       const int64_t n = unit / units.per_image, part = unit % units.per_image;
       const int64_t begin = part * units.windows, end = std::min(begin + units.windows, g.windows);
       const int64_t unit_at = (n * g.windows + begin) * s.k + first;
-      if (copied)
-        copied->add(n, begin, end, x, dy + unit_at, argmax + unit_at, sums);
-      else
-        listed->add_unit(n, begin, end, x, dy, argmax, partial);
-      if (copied) continue;
+      if (copied) copied->add(n, begin, end, x, dy + unit_at, argmax + unit_at, listed ? nullptr : sums);
+      if (!listed) continue;
+      listed->add_unit(n, begin, end, x, dy, argmax, partial);
       const int positions = int(g.positions);
       for (int64_t at = unit_at; at < (n * g.windows + end) * s.k; at += s.k) {
         const T* __restrict from = dy + at;
