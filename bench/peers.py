@@ -301,7 +301,8 @@ class Torch(Peer):
     def conv2d_max_pool2d(self, case, which, i):
         torch, aten, q = self.torch, self.torch.ops.aten, [case["q"]] * 2
         x, w, b, dy = self.image(i["x"]), self.filter(i["w"]), self.flat(i["b"]), self.image(i["dy"])
-        between = lambda: torch.conv2d(x, w, b).relu_()  # noqa: E731
+        p = [case["p"]] * 2
+        between = lambda: torch.conv2d(x, w, b, padding=p).relu_()  # noqa: E731
         if which == "forward":
             return self._no_grad(lambda: torch.max_pool2d(between(), q)), lambda y: [self.back(y)]
         # Places of the winners in the map between; where ReLU lets no gradient through, any place will do.
@@ -317,9 +318,7 @@ class Torch(Peer):
         def call():
             d = aten.max_pool2d_with_indices_backward(dy, y, q, q, [0, 0], [1, 1], False, index)
             d = aten.threshold_backward(d, y, 0)
-            return aten.convolution_backward(
-                d, x, w, [case["k"]], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, mask
-            )
+            return aten.convolution_backward(d, x, w, [case["k"]], [1, 1], p, [1, 1], False, [0, 0], 1, mask)
 
         if which == "backward_x":
             return self._no_grad(call), lambda y: [self.back(y[0])]

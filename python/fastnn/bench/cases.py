@@ -109,7 +109,13 @@ SUITES: dict[str, list[str]] = {
         "gemm/m4096n8k1024",
         "gemm/m256n256k16384-tn",
     ],
-    "pool": ["max_pool2d/n32h112w112c64r3u2", "avg_pool2d/n32h30w30c32r2", "avg_pool2d/n32h8w8c256r8"],
+    "pool": [
+        "conv2d_max_pool2d/n32h32w32c3k32r3s3p1q2",
+        "conv2d_max_pool2d/n32h16w16c32k64r3s3p1q2",
+        "max_pool2d/n32h112w112c64r3u2",
+        "avg_pool2d/n32h30w30c32r2",
+        "avg_pool2d/n32h8w8c256r8",
+    ],
     "activation": [
         "relu/n4096c1024",
         "sigmoid/n1024c1024",

@@ -50,6 +50,12 @@ class Gemm(Family):
         return [sum_of_products(gemm(a, b, **options), squares, case["k"], case.precision)]
 
 
+def taps_on_pixels(size: int, taps: int, padding: int, stride: int, outputs: int) -> int:
+    """Of all outputs along an axis: a product with padding need not be computed."""
+    begins = np.arange(outputs) * stride - padding
+    return int((np.minimum(begins + taps, size) - np.maximum(begins, 0)).sum())
+
+
 class Conv2d(Family):
     """y = conv(x, w) + b on images n, h by w, c channels, k filters of r by s; the gradient of w comes with that of b."""
 
@@ -79,15 +85,9 @@ class Conv2d(Family):
 
     def work(self, case: Case, which: str) -> Work:
         x, w, y = self.shapes(case)
-        rows = self._taps(case["h"], case["r"], case["p"], case["u"], y[1])
-        cols = self._taps(case["w"], case["s"], case["p"], case["u"], y[2])
+        rows = taps_on_pixels(case["h"], case["r"], case["p"], case["u"], y[1])
+        cols = taps_on_pixels(case["w"], case["s"], case["p"], case["u"], y[2])
         return Work(2.0 * case["n"] * rows * cols * case["c"] * case["k"], floats(x, w, y))
-
-    @staticmethod
-    def _taps(size: int, taps: int, padding: int, stride: int, outputs: int) -> int:
-        """How many taps of all outputs along an axis lie on pixels: a product with padding need not be computed."""
-        begins = np.arange(outputs) * stride - padding
-        return int((np.minimum(begins + taps, size) - np.maximum(begins, 0)).sum())
 
     def expected(self, case: Case, which: str, inputs: Inputs) -> list[Expected]:
         from .. import reference
@@ -112,20 +112,21 @@ class Conv2d(Family):
 
 
 class ConvPool2d(Family):
-    """relu(conv(x, w) + b) under a max pool of q by q; backward passes start from dy and the pool's winners.
+    """relu(conv(x, w) + b), padded by p, under a max pool of q by q; backward passes start from dy and the pool's winners.
 
     Work is that of outputs that a window reads, and backward that of one winner in each window.
     """
 
     name = "conv2d_max_pool2d"
-    template = "n{n}h{h}w{w}c{c}k{k}r{r}s{s}q{q}"
+    template = "n{n}h{h}w{w}c{c}k{k}r{r}s{s}[p{p}]q{q}"
+    defaults: ClassVar = {"p": 0}
     passes = ("forward", "backward_x", "backward_w")
 
     @staticmethod
     def shapes(case: Case) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Of x, w and y."""
-        n, h, w, c, k, r, s, q = (case[name] for name in "nhwckrsq")
-        y = (n, (h - r + 1) // q, (w - s + 1) // q, k)
+        n, h, w, c, k, r, s, p, q = (case[name] for name in "nhwckrspq")
+        y = (n, (h + 2 * p - r + 1) // q, (w + 2 * p - s + 1) // q, k)
         if min(y) < 1:
             raise ValueError(f"case {case}: the window exceeds the convolution's output")
         return (n, h, w, c), (r, s, c, k), y
@@ -142,31 +143,34 @@ class ConvPool2d(Family):
         }
         # The winners are an input, because what is next to a tie may be decided either way.
         _, argmax = reference.conv2d_max_pool2d(
-            arrays["x"], arrays["w"], arrays["b"], window=case["q"], relu=True
+            arrays["x"], arrays["w"], arrays["b"], window=case["q"], padding=case["p"], relu=True
         )
         return {**arrays, "argmax": argmax.astype(np.uint8)}
 
     def work(self, case: Case, which: str) -> Work:
         x, w, y = self.shapes(case)
-        outputs = float(np.prod(y)) * (case["q"] ** 2 if which == "forward" else 1)
-        return Work(2.0 * outputs * float(np.prod(w[:3])), floats(x, w, y) + float(np.prod(y)))
+        rows = taps_on_pixels(case["h"], case["r"], case["p"], 1, y[1] * case["q"])
+        cols = taps_on_pixels(case["w"], case["s"], case["p"], 1, y[2] * case["q"])
+        share = 1 if which == "forward" else case["q"] ** 2
+        flops = 2.0 * case["n"] * rows * cols * case["c"] * case["k"] / share
+        return Work(flops, floats(x, w, y) + float(np.prod(y)))
 
     def expected(self, case: Case, which: str, inputs: Inputs) -> list[Expected]:
         from .. import reference
 
         x, w, b, dy, argmax = (inputs[name] for name in ("x", "w", "b", "dy", "argmax"))
-        window, taps = case["q"], int(np.prod(w.shape[:3]))
+        options, taps = {"window": case["q"], "padding": case["p"]}, int(np.prod(w.shape[:3]))
         if which == "forward":
-            value = reference.conv2d_max_pool2d(x, w, b, window=window, relu=True)[0]
-            squares = reference.conv2d_max_pool2d(x * x, w * w, b * b, window=window)[0]
+            value = reference.conv2d_max_pool2d(x, w, b, relu=True, **options)[0]
+            squares = reference.conv2d_max_pool2d(x * x, w * w, b * b, **options)[0]
             return [sum_of_products(value, squares, taps + 1)]
         of_x, of_w = reference.conv2d_max_pool2d_backward_x, reference.conv2d_max_pool2d_backward_w
         if which == "backward_x":
-            value = of_x(dy, argmax, w, x.shape, window=window)
-            squares = of_x(dy * dy, argmax, w * w, x.shape, window=window)
+            value = of_x(dy, argmax, w, x.shape, **options)
+            squares = of_x(dy * dy, argmax, w * w, x.shape, **options)
             return [sum_of_products(value, squares, case["r"] * case["s"] * case["k"])]
-        values = of_w(dy, argmax, x, w.shape, window=window)
-        of_squares = of_w(dy * dy, argmax, x * x, w.shape, window=window)
+        values = of_w(dy, argmax, x, w.shape, **options)
+        of_squares = of_w(dy * dy, argmax, x * x, w.shape, **options)
         terms = dy[..., 0].size
         return [sum_of_products(v, s, terms) for v, s in zip(values, of_squares, strict=True)]
 

@@ -101,12 +101,12 @@ class Fastnn:
 
     def conv2d_max_pool2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
         x, w, b, dy, argmax = (i[name] for name in ("x", "w", "b", "dy", "argmax"))
-        window, precision = case["q"], self.precision
+        options, precision = {"window": case["q"], "padding": case["p"]}, self.precision
         if which == "forward":
-            return lambda: ops.conv2d_max_pool2d(x, w, b, window=window, relu=True, precision=precision)[0]
+            return lambda: ops.conv2d_max_pool2d(x, w, b, relu=True, precision=precision, **options)[0]
         if which == "backward_x":
-            return lambda: ops.conv2d_max_pool2d_backward_x(dy, argmax, w, x.shape, window=window)
-        return lambda: ops.conv2d_max_pool2d_backward_w(dy, argmax, x, w.shape, window=window)
+            return lambda: ops.conv2d_max_pool2d_backward_x(dy, argmax, w, x.shape, **options)
+        return lambda: ops.conv2d_max_pool2d_backward_w(dy, argmax, x, w.shape, **options)
 
     def max_pool2d(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
         x, dy, r, u = i["x"], i["dy"], case["r"], case["u"]
