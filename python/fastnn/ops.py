@@ -14,108 +14,17 @@ ValueError or TypeError with the numbers in it before anything is written.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import _arguments as arg
 from . import _backend
 from ._backend import Backend
 from ._typing import Array, Padding, Pair, Shape
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_INDEX_LIMIT = 2**31
-_SIZE_LIMIT = 2**62
 MAX_POSITIONS = 255  # of a window whose winner is named by a byte
-
-
-# ---- Arguments
-
-
-def _float(op: str, name: str, array: Array) -> Array:
-    """A float32 or float64 array in C order, aligned."""
-    array = _backend.adopt(array)
-    try:
-        dtype = array.dtype
-    except AttributeError:
-        raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
-    if dtype not in _FLOATS or not dtype.isnative:
-        raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
-    flags = array.flags
-    return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
-
-
-def _integer(op: str, name: str, value: object) -> int:
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
-
-
-def _bounded(op: str, name: str, value: object, limit: int = _INDEX_LIMIT) -> int:
-    """An integer that the native code can hold; the range that makes sense is checked there."""
-    number = _integer(op, name, value)
-    if not -limit < number < limit:
-        raise ValueError(f"{op}: {name} {number} is beyond {limit - 1}")
-    return number
-
-
-def _pair(op: str, name: str, value: Pair) -> tuple[int, int]:
-    if isinstance(value, (tuple, list)):
-        if len(value) != 2:
-            raise ValueError(f"{op}: {name} must be an integer or two (height, width), got {value!r}")
-        return _bounded(op, name, value[0]), _bounded(op, name, value[1])
-    number = _bounded(op, name, value)
-    return number, number
-
-
-def _padding(op: str, padding: Padding) -> tuple[int, int, int, int] | None:
-    """(top, bottom, left, right), or None for "same"."""
-    if isinstance(padding, str):
-        if padding not in ("valid", "same"):
-            raise ValueError(f'{op}: padding must be "valid", "same" or numbers of pixels, got {padding!r}')
-        return None if padding == "same" else (0, 0, 0, 0)
-    if isinstance(padding, (tuple, list)) and len(padding) == 2 and isinstance(padding[0], (tuple, list)):
-        (top, bottom), (left, right) = (_pair(op, "padding", side) for side in padding)
-        return top, bottom, left, right
-    height, width = _pair(op, "padding", padding)
-    return height, height, width, width
-
-
-def _shape(op: str, name: str, value: Sequence[int]) -> Shape:
-    if not isinstance(value, (tuple, list)):
-        raise TypeError(f"{op}: {name} must be a tuple of integers, got {value!r}")
-    return tuple(_bounded(op, name, d, _SIZE_LIMIT) for d in value)
-
-
-def _result(op: str, backend: Backend, out: Array | None, shape: Shape, dtype: Any) -> Array:
-    if out is None:
-        try:
-            return backend.xp.empty(shape, dtype)  # type: ignore[no-any-return]
-        except MemoryError:  # a small input under huge padding
-            raise ValueError(f"{op}: there is no memory for a result of shape {shape}") from None
-    if not isinstance(out, backend.xp.ndarray):
-        raise TypeError(f"{op}: out must be an array, got {type(out).__name__}")
-    if out.dtype != dtype or not out.dtype.isnative:
-        raise TypeError(f"{op}: out must be {np.dtype(dtype)!r}, got {out.dtype!r}")
-    # Shape, layout, write access and overlap are checked by the native call.
-    return out  # type: ignore[no-any-return]
-
-
-def _is_integer(array: Array) -> bool:
-    return array.dtype.kind in "iu"
-
-
-def _labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
-    """Labels as int32. Those that int32 cannot hold are out of any range, and refused here."""
-    if labels.dtype != np.int32 or not labels.flags.c_contiguous or not labels.dtype.isnative:
-        if labels.size:
-            low, high = int(labels.min()), int(labels.max())
-            if low < -_INDEX_LIMIT or high >= _INDEX_LIMIT:
-                raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
-        return backend.xp.ascontiguousarray(labels, np.int32)  # type: ignore[no-any-return]
-    return labels
 
 
 # ---- GEMM
@@ -143,13 +52,13 @@ def gemm(
     the CPU, is the same as "float32" here.
     """
     backend = _backend.of(a, "gemm", "a")
-    a, b = _float("gemm", "a", a), _float("gemm", "b", b)
+    a, b = arg.array("gemm", "a", a), arg.array("gemm", "b", b)
     if c is None and beta != 0:
         raise ValueError(f"gemm: beta is {beta} but there is no c to multiply")
-    c = None if c is None else _float("gemm", "c", c)
-    bias = None if bias is None else _float("gemm", "bias", bias)
+    c = None if c is None else arg.array("gemm", "c", c)
+    bias = None if bias is None else arg.array("gemm", "bias", bias)
     shape = backend.native.GemmShape(a.shape, b.shape, bool(transpose_a), bool(transpose_b), str(precision))
-    y = _result("gemm", backend, out, shape.y, a.dtype)
+    y = arg.result("gemm", backend, out, shape.y, a.dtype)
     workspace = backend.xp.empty(backend.native.gemm_workspace(shape, a.itemsize), a.dtype)
     backend.native.gemm(
         shape, a, b, c, bias, float(alpha), float(beta), bool(relu), y, workspace, backend.stream
@@ -187,7 +96,7 @@ def bias_backward(dy: Array) -> Array:
     """Gradient of a bias that was added to every row or pixel: the sum of dy (..., C) over all axes but the last -> (C,)."""
     op = "bias_backward"
     backend = _backend.of(dy, op, "dy")
-    dy = _float(op, "dy", dy)
+    dy = arg.array(op, "dy", dy)
     db, workspace = backend.xp.empty(dy.shape[-1:], dy.dtype), _channel_workspace(op, backend, "dy", dy)
     backend.native.bias_backward(dy, db, workspace, backend.stream)
     return db  # type: ignore[no-any-return]
@@ -214,8 +123,8 @@ def _conv2d_shape(
     padding: Padding,
     precision: str,
 ) -> Any:
-    strides, dilations = _pair(op, "stride", stride), _pair(op, "dilation", dilation)
-    sides = _padding(op, padding)
+    strides, dilations = arg.pair(op, "stride", stride), arg.pair(op, "dilation", dilation)
+    sides = arg.padding(op, padding)
     return backend.native.Conv2dShape(x_shape, w_shape, strides, dilations, sides, str(precision))
 
 
@@ -245,10 +154,10 @@ def conv2d(
     larger than those around it costs the outputs next to it digits. Bits may depend on the size of the batch.
     """
     backend = _backend.of(x, "conv2d", "x")
-    x, w = _float("conv2d", "x", x), _float("conv2d", "w", w)
-    b = None if b is None else _float("conv2d", "b", b)
+    x, w = arg.array("conv2d", "x", x), arg.array("conv2d", "w", w)
+    b = None if b is None else arg.array("conv2d", "b", b)
     shape = _conv2d_shape("conv2d", backend, x.shape, w.shape, stride, dilation, padding, precision)
-    y = _result("conv2d", backend, out, shape.y, x.dtype)
+    y = arg.result("conv2d", backend, out, shape.y, x.dtype)
     workspace = backend.xp.empty(backend.native.conv2d_forward_workspace(shape, x.itemsize), x.dtype)
     backend.native.conv2d_forward(shape, x, w, b, bool(relu), y, workspace, backend.stream)
     return y
@@ -271,11 +180,11 @@ def conv2d_backward_x(
     """
     op = "conv2d_backward_x"
     backend = _backend.of(dy, op, "dy")
-    dy, w = _float(op, "dy", dy), _float(op, "w", w)
-    x_shape = _shape(op, "x_shape", x_shape)
+    dy, w = arg.array(op, "dy", dy), arg.array(op, "w", w)
+    x_shape = arg.shape(op, "x_shape", x_shape)
     shape = _conv2d_shape(op, backend, x_shape, w.shape, stride, dilation, padding, precision)
     _check_dy(op, dy, shape.y)
-    dx = _result(op, backend, out, x_shape, dy.dtype)
+    dx = arg.result(op, backend, out, x_shape, dy.dtype)
     workspace = backend.xp.empty(backend.native.conv2d_backward_x_workspace(shape, dy.itemsize), dy.dtype)
     backend.native.conv2d_backward_x(shape, dy, w, dx, workspace, backend.stream)
     return dx
@@ -298,11 +207,11 @@ def conv2d_backward_w(
     """
     op = "conv2d_backward_w"
     backend = _backend.of(dy, op, "dy")
-    dy, x = _float(op, "dy", dy), _float(op, "x", x)
-    w_shape = _shape(op, "w_shape", w_shape)
+    dy, x = arg.array(op, "dy", dy), arg.array(op, "x", x)
+    w_shape = arg.shape(op, "w_shape", w_shape)
     shape = _conv2d_shape(op, backend, x.shape, w_shape, stride, dilation, padding, precision)
     _check_dy(op, dy, shape.y)
-    dw = _result(op, backend, out, w_shape, dy.dtype)
+    dw = arg.result(op, backend, out, w_shape, dy.dtype)
     workspace = backend.xp.empty(backend.native.conv2d_backward_w_workspace(shape, dy.itemsize), dy.dtype)
     backend.native.conv2d_backward_w(shape, dy, x, dw, workspace, backend.stream)
     return dw
@@ -319,8 +228,12 @@ def _check_dy(op: str, dy: Array, shape: Shape) -> None:
 
 def _windows(op: str, window: Pair, name: str, stride: Pair | None, padding: Padding) -> tuple[Any, ...]:
     """Window, stride (called `name`, by default the window) and padding as the native code takes them."""
-    windows = _pair(op, "window", window)
-    return windows, windows if stride is None else _pair(op, name, stride), _padding(op, padding)
+    windows = arg.pair(op, "window", window)
+    return (
+        windows,
+        windows if stride is None else arg.pair(op, name, stride),
+        arg.padding(op, padding),
+    )
 
 
 def _pool2d_shape(
@@ -339,7 +252,7 @@ def max_pool2d(
     never wins. Raises ValueError where a window exceeds the padded input or padding exceeds half a window.
     """
     backend = _backend.of(x, "max_pool2d", "x")
-    x = _float("max_pool2d", "x", x)
+    x = arg.array("max_pool2d", "x", x)
     shape = _pool2d_shape("max_pool2d", backend, x.shape, window, stride, padding)
     y, argmax = backend.xp.empty(shape.y, x.dtype), backend.xp.empty(shape.y, np.int32)
     backend.native.max_pool2d_forward(shape, x, y, argmax, backend.stream)
@@ -360,9 +273,9 @@ def max_pool2d_backward(
     """
     op = "max_pool2d_backward"
     backend = _backend.of(dy, op, "dy")
-    dy = _float(op, "dy", dy)
-    argmax = _positions(op, backend, argmax, np.int32)
-    x_shape = _shape(op, "x_shape", x_shape)
+    dy = arg.array(op, "dy", dy)
+    argmax = arg.positions(op, backend, argmax, np.int32)
+    x_shape = arg.shape(op, "x_shape", x_shape)
     shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
     _check_dy(op, dy, shape.y)
     dx = backend.xp.empty(x_shape, dy.dtype)
@@ -373,7 +286,7 @@ def max_pool2d_backward(
 def avg_pool2d(x: Array, window: Pair, stride: Pair | None = None, padding: Padding = "valid") -> Array:
     """Mean of each window: (N, H, W, C) -> (N, Ho, Wo, C). Divides by the number of real pixels in the window, as Keras does."""
     backend = _backend.of(x, "avg_pool2d", "x")
-    x = _float("avg_pool2d", "x", x)
+    x = arg.array("avg_pool2d", "x", x)
     shape = _pool2d_shape("avg_pool2d", backend, x.shape, window, stride, padding)
     y = backend.xp.empty(shape.y, x.dtype)
     backend.native.avg_pool2d_forward(shape, x, y, backend.stream)
@@ -390,27 +303,13 @@ def avg_pool2d_backward(
     """Gradient of avg_pool2d's x: every dy (N, Ho, Wo, C) in equal parts to its window's pixels -> dx of x_shape (N, H, W, C)."""
     op = "avg_pool2d_backward"
     backend = _backend.of(dy, op, "dy")
-    dy = _float(op, "dy", dy)
-    x_shape = _shape(op, "x_shape", x_shape)
+    dy = arg.array(op, "dy", dy)
+    x_shape = arg.shape(op, "x_shape", x_shape)
     shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
     _check_dy(op, dy, shape.y)
     dx = backend.xp.empty(x_shape, dy.dtype)
     backend.native.avg_pool2d_backward(shape, dy, dx, backend.stream)
     return dx  # type: ignore[no-any-return]
-
-
-def _positions(op: str, backend: Backend, argmax: Array, dtype: Any) -> Array:
-    """The positions that a forward returned, in C order."""
-    if not hasattr(argmax, "dtype") or argmax.dtype != dtype or not argmax.dtype.isnative:
-        raise TypeError(
-            f"{op}: argmax must be the {np.dtype(dtype)} array that the forward returned, got {_describe(argmax)}"
-        )
-    return backend.xp.ascontiguousarray(argmax)  # type: ignore[no-any-return]
-
-
-def _describe(value: object) -> str:
-    dtype = getattr(value, "dtype", None)
-    return type(value).__name__ if dtype is None else repr(dtype)
 
 
 # ---- Convolution, ReLU and max pooling as one
@@ -453,11 +352,14 @@ def conv2d_max_pool2d(
     """
     op = "conv2d_max_pool2d"
     backend = _backend.of(x, op, "x")
-    x, w = _float(op, "x", x), _float(op, "w", w)
-    b = None if b is None else _float(op, "b", b)
+    x, w = arg.array(op, "x", x), arg.array(op, "w", w)
+    b = None if b is None else arg.array(op, "b", b)
     options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
     shape = _conv_pool_shape(op, backend, x.shape, w.shape, window, pool_stride, pool_padding, options)
-    y, argmax = _result(op, backend, None, shape.y, x.dtype), _result(op, backend, None, shape.y, np.uint8)
+    y, argmax = (
+        arg.result(op, backend, None, shape.y, x.dtype),
+        arg.result(op, backend, None, shape.y, np.uint8),
+    )
     workspace = backend.xp.empty(
         backend.native.conv2d_max_pool2d_forward_workspace(shape, x.itemsize), x.dtype
     )
@@ -487,13 +389,13 @@ def conv2d_max_pool2d_backward_x(
     """
     op = "conv2d_max_pool2d_backward_x"
     backend = _backend.of(dy, op, "dy")
-    dy, w = _float(op, "dy", dy), _float(op, "w", w)
-    x_shape = _shape(op, "x_shape", x_shape)
+    dy, w = arg.array(op, "dy", dy), arg.array(op, "w", w)
+    x_shape = arg.shape(op, "x_shape", x_shape)
     options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
     shape = _conv_pool_shape(op, backend, x_shape, w.shape, window, pool_stride, pool_padding, options)
     _check_dy(op, dy, shape.y)
-    argmax = _positions(op, backend, argmax, np.uint8)
-    dx = _result(op, backend, out, x_shape, dy.dtype)
+    argmax = arg.positions(op, backend, argmax, np.uint8)
+    dx = arg.result(op, backend, out, x_shape, dy.dtype)
     workspace = backend.xp.empty(
         backend.native.conv2d_max_pool2d_backward_x_workspace(shape, dy.itemsize), dy.dtype
     )
@@ -521,13 +423,13 @@ def conv2d_max_pool2d_backward_w(
     """
     op = "conv2d_max_pool2d_backward_w"
     backend = _backend.of(dy, op, "dy")
-    dy, x = _float(op, "dy", dy), _float(op, "x", x)
-    w_shape = _shape(op, "w_shape", w_shape)
+    dy, x = arg.array(op, "dy", dy), arg.array(op, "x", x)
+    w_shape = arg.shape(op, "w_shape", w_shape)
     options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
     shape = _conv_pool_shape(op, backend, x.shape, w_shape, window, pool_stride, pool_padding, options)
     _check_dy(op, dy, shape.y)
-    argmax = _positions(op, backend, argmax, np.uint8)
-    dw, db = _result(op, backend, None, w_shape, dy.dtype), backend.xp.empty(w_shape[-1:], dy.dtype)
+    argmax = arg.positions(op, backend, argmax, np.uint8)
+    dw, db = arg.result(op, backend, None, w_shape, dy.dtype), backend.xp.empty(w_shape[-1:], dy.dtype)
     workspace = backend.xp.empty(
         backend.native.conv2d_max_pool2d_backward_w_workspace(shape, dy.itemsize), dy.dtype
     )
@@ -540,8 +442,8 @@ def conv2d_max_pool2d_backward_w(
 
 def _activation(op: str, x: Array, out: Array | None = None) -> Array:
     backend = _backend.of(x, op, "x")
-    x = _float(op, "x", x)
-    y = _result(op, backend, out, x.shape, x.dtype)
+    x = arg.array(op, "x", x)
+    y = arg.result(op, backend, out, x.shape, x.dtype)
     getattr(backend.native, op + "_forward")(x, y, backend.stream)
     return y
 
@@ -549,7 +451,7 @@ def _activation(op: str, x: Array, out: Array | None = None) -> Array:
 def _activation_backward(op: str, dy: Array, y: Array) -> Array:
     name = op + "_backward"
     backend = _backend.of(y, name, "y")
-    dy, y = _float(name, "dy", dy), _float(name, "y", y)
+    dy, y = arg.array(name, "dy", dy), arg.array(name, "y", y)
     dx = backend.xp.empty(y.shape, y.dtype)
     getattr(backend.native, name)(dy, y, dx, backend.stream)
     return dx  # type: ignore[no-any-return]
@@ -602,9 +504,9 @@ def _dropout(op: str, name: str, x: Array, keep: Array, rate: float) -> Array:
     if not 0 <= rate < 1:
         raise ValueError(f"{op}: rate must lie in [0, 1), got {rate!r}")
     backend = _backend.of(x, op, name)
-    x = _float(op, name, x)
+    x = arg.array(op, name, x)
     if getattr(keep, "dtype", None) not in (np.dtype(bool), np.dtype(np.uint8)):
-        raise TypeError(f"{op}: keep must be an array of bool or uint8, got {_describe(keep)}")
+        raise TypeError(f"{op}: keep must be an array of bool or uint8, got {arg.describe(keep)}")
     keep = (keep if keep.flags.c_contiguous else keep.copy()).view(np.uint8)
     y = backend.xp.empty(x.shape, x.dtype)
     getattr(backend.native, op)(x, keep, 1 / (1 - rate), y, backend.stream)
@@ -631,15 +533,15 @@ def _target(op: str, backend: Backend, target: Array, logits: Array) -> tuple[st
     """Which of the two kernels a target is for, and the target as that kernel wants it."""
     if logits.ndim != 2:
         raise ValueError(f"{op}: logits must have shape (N, classes), got {logits.shape}")
-    if hasattr(target, "dtype") and _is_integer(target):
+    if hasattr(target, "dtype") and arg.is_integer(target):
         if target.shape != logits.shape[:1]:
             raise ValueError(f"{op}: labels must have shape {logits.shape[:1]}, got {target.shape}")
-        return "sparse_cross_entropy", _labels(op, backend, target, logits.shape[1])
-    if not hasattr(target, "dtype") or target.dtype not in _FLOATS:
+        return "sparse_cross_entropy", arg.labels(op, backend, target, logits.shape[1])
+    if not hasattr(target, "dtype") or target.dtype not in arg.FLOATS:
         raise TypeError(
-            f"{op}: target must be integer labels (N,) or probabilities (N, classes), got {_describe(target)}"
+            f"{op}: target must be integer labels (N,) or probabilities (N, classes), got {arg.describe(target)}"
         )
-    return "cross_entropy", _float(op, "target", target)
+    return "cross_entropy", arg.array(op, "target", target)
 
 
 def softmax_cross_entropy(x: Array, target: Array) -> tuple[Array, Array]:
@@ -651,7 +553,7 @@ def softmax_cross_entropy(x: Array, target: Array) -> tuple[Array, Array]:
     """
     op = "softmax_cross_entropy"
     backend = _backend.of(x, op, "x")
-    x = _float(op, "x", x)
+    x = arg.array(op, "x", x)
     kernel, target = _target(op, backend, target, x)
     loss, y = backend.xp.empty(x.shape[:1], x.dtype), backend.xp.empty(x.shape, x.dtype)
     getattr(backend.native, kernel + "_forward")(x, target, loss, y, backend.stream)
@@ -662,7 +564,7 @@ def softmax_cross_entropy_backward(dloss: Array, y: Array, target: Array) -> Arr
     """Gradient of the logits: (y * sum(t) - t) * dloss[:, None], with y = softmax(x) and t the target, one-hot for labels."""
     op = "softmax_cross_entropy_backward"
     backend = _backend.of(y, op, "y")
-    dloss, y = _float(op, "dloss", dloss), _float(op, "y", y)
+    dloss, y = arg.array(op, "dloss", dloss), arg.array(op, "y", y)
     kernel, target = _target(op, backend, target, y)
     dx = backend.xp.empty(y.shape, y.dtype)
     getattr(backend.native, kernel + "_backward")(dloss, y, target, dx, backend.stream)
@@ -673,7 +575,7 @@ def mean_squared_error(x: Array, target: Array) -> Array:
     """mean((x - target)**2) over all axes but the first: (N, ...) -> (N,)."""
     op = "mean_squared_error"
     backend = _backend.of(x, op, "x")
-    x, target = _float(op, "x", x), _float(op, "target", target)
+    x, target = arg.array(op, "x", x), arg.array(op, "target", target)
     loss = backend.xp.empty(x.shape[:1], x.dtype)
     backend.native.mean_squared_error_forward(x, target, loss, backend.stream)
     return loss  # type: ignore[no-any-return]
@@ -683,7 +585,11 @@ def mean_squared_error_backward(dloss: Array, x: Array, target: Array) -> Array:
     """Gradient of x: 2 * (x - target) / D * dloss, D values a row."""
     op = "mean_squared_error_backward"
     backend = _backend.of(x, op, "x")
-    dloss, x, target = _float(op, "dloss", dloss), _float(op, "x", x), _float(op, "target", target)
+    dloss, x, target = (
+        arg.array(op, "dloss", dloss),
+        arg.array(op, "x", x),
+        arg.array(op, "target", target),
+    )
     dx = backend.xp.empty(x.shape, x.dtype)
     backend.native.mean_squared_error_backward(dloss, x, target, dx, backend.stream)
     return dx  # type: ignore[no-any-return]
@@ -699,7 +605,11 @@ def batch_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float = 1e-3) ->
     """
     op = "batch_norm"
     backend = _backend.of(x, op, "x")
-    x, gamma, beta = _float(op, "x", x), _float(op, "gamma", gamma), _float(op, "beta", beta)
+    x, gamma, beta = (
+        arg.array(op, "x", x),
+        arg.array(op, "gamma", gamma),
+        arg.array(op, "beta", beta),
+    )
     workspace = _channel_workspace(op, backend, "x", x)
     y, mean, var = (backend.xp.empty(shape, x.dtype) for shape in (x.shape, x.shape[-1:], x.shape[-1:]))
     backend.native.batch_norm_forward(
@@ -714,8 +624,12 @@ def batch_norm_backward(
     """Gradients (dx, dgamma, dbeta) of batch_norm, through its mean and variance too; dy and x (..., C), the others (C,)."""
     op = "batch_norm_backward"
     backend = _backend.of(x, op, "x")
-    dy, x, gamma = _float(op, "dy", dy), _float(op, "x", x), _float(op, "gamma", gamma)
-    mean, var = _float(op, "mean", mean), _float(op, "var", var)
+    dy, x, gamma = (
+        arg.array(op, "dy", dy),
+        arg.array(op, "x", x),
+        arg.array(op, "gamma", gamma),
+    )
+    mean, var = arg.array(op, "mean", mean), arg.array(op, "var", var)
     workspace = _channel_workspace(op, backend, "x", x)
     dx, dgamma, dbeta = (backend.xp.empty(shape, x.dtype) for shape in (x.shape, x.shape[-1:], x.shape[-1:]))
     backend.native.batch_norm_backward(
@@ -730,8 +644,12 @@ def batch_norm_inference(
     """gamma * (x - mean) / sqrt(var + epsilon) + beta with a given mean and var (C,): x (..., C) -> y of the same shape."""
     op = "batch_norm_inference"
     backend = _backend.of(x, op, "x")
-    x, gamma, beta = _float(op, "x", x), _float(op, "gamma", gamma), _float(op, "beta", beta)
-    mean, var = _float(op, "mean", mean), _float(op, "var", var)
+    x, gamma, beta = (
+        arg.array(op, "x", x),
+        arg.array(op, "gamma", gamma),
+        arg.array(op, "beta", beta),
+    )
+    mean, var = arg.array(op, "mean", mean), arg.array(op, "var", var)
     y = backend.xp.empty(x.shape, x.dtype)
     backend.native.batch_norm_inference(x, gamma, beta, mean, var, _epsilon(op, epsilon), y, backend.stream)
     return y  # type: ignore[no-any-return]
@@ -782,7 +700,7 @@ def _slots(op: str, name: str, arrays: Sequence[Array]) -> list[Array]:
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"{op}: {name} must be a list of arrays, got {type(arrays).__name__}")
     for array in arrays:
-        if _float(op, name, array) is not array:
+        if arg.array(op, name, array) is not array:
             raise ValueError(
                 f"{op}: an array of {name} is not C-contiguous and aligned: shape {array.shape}, strides {array.strides}"
             )
@@ -792,7 +710,7 @@ def _slots(op: str, name: str, arrays: Sequence[Array]) -> list[Array]:
 def _gradients(op: str, arrays: Sequence[Array]) -> list[Array]:
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"{op}: dws must be a list of arrays, got {type(arrays).__name__}")
-    return [_float(op, "dws", array) for array in arrays]
+    return [arg.array(op, "dws", array) for array in arrays]
 
 
 def sgd_step(
@@ -849,7 +767,7 @@ def adam_step(
     op = "adam_step"
     weights, gradients = _slots(op, "ws", ws), _gradients(op, dws)
     first, second = _slots(op, "ms", ms), _slots(op, "vs", vs)
-    count = _bounded(op, "step", step, _SIZE_LIMIT)
+    count = arg.bounded(op, "step", step, arg.SIZE_LIMIT)
     if count < 1:
         raise ValueError(f"{op}: step counts from 1, got {count}")
     for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):

@@ -1,0 +1,116 @@
+"""What ops make of their arguments: each gives the value in its one form, or raises with the op, the name and what it got."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _backend
+from ._backend import Backend
+from ._typing import Array, Padding, Pair, Shape
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+INDEX_LIMIT = 2**31
+SIZE_LIMIT = 2**62
+
+
+def array(op: str, name: str, array: Array) -> Array:
+    """A float32 or float64 array in C order, aligned."""
+    array = _backend.adopt(array)
+    try:
+        dtype = array.dtype
+    except AttributeError:
+        raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
+    if dtype not in FLOATS or not dtype.isnative:
+        raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
+    flags = array.flags
+    return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
+
+
+def integer(op: str, name: str, value: object) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}") from None
+
+
+def bounded(op: str, name: str, value: object, limit: int = INDEX_LIMIT) -> int:
+    """An integer that the native code can hold; the range that makes sense is checked there."""
+    number = integer(op, name, value)
+    if not -limit < number < limit:
+        raise ValueError(f"{op}: {name} {number} is beyond {limit - 1}")
+    return number
+
+
+def pair(op: str, name: str, value: Pair) -> tuple[int, int]:
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{op}: {name} must be an integer or two (height, width), got {value!r}")
+        return bounded(op, name, value[0]), bounded(op, name, value[1])
+    number = bounded(op, name, value)
+    return number, number
+
+
+def padding(op: str, padding: Padding) -> tuple[int, int, int, int] | None:
+    """(top, bottom, left, right), or None for "same"."""
+    if isinstance(padding, str):
+        if padding not in ("valid", "same"):
+            raise ValueError(f'{op}: padding must be "valid", "same" or numbers of pixels, got {padding!r}')
+        return None if padding == "same" else (0, 0, 0, 0)
+    if isinstance(padding, (tuple, list)) and len(padding) == 2 and isinstance(padding[0], (tuple, list)):
+        (top, bottom), (left, right) = (pair(op, "padding", side) for side in padding)
+        return top, bottom, left, right
+    height, width = pair(op, "padding", padding)
+    return height, height, width, width
+
+
+def shape(op: str, name: str, value: Sequence[int]) -> Shape:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{op}: {name} must be a tuple of integers, got {value!r}")
+    return tuple(bounded(op, name, d, SIZE_LIMIT) for d in value)
+
+
+def result(op: str, backend: Backend, out: Array | None, shape: Shape, dtype: Any) -> Array:
+    if out is None:
+        try:
+            return backend.xp.empty(shape, dtype)  # type: ignore[no-any-return]
+        except MemoryError:  # a small input under huge padding
+            raise ValueError(f"{op}: there is no memory for a result of shape {shape}") from None
+    if not isinstance(out, backend.xp.ndarray):
+        raise TypeError(f"{op}: out must be an array, got {type(out).__name__}")
+    if out.dtype != dtype or not out.dtype.isnative:
+        raise TypeError(f"{op}: out must be {np.dtype(dtype)!r}, got {out.dtype!r}")
+    # Shape, layout, write access and overlap are checked by the native call.
+    return out  # type: ignore[no-any-return]
+
+
+def is_integer(array: Array) -> bool:
+    return array.dtype.kind in "iu"
+
+
+def labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
+    """Labels as int32. Those that int32 cannot hold are out of any range, and refused here."""
+    if labels.dtype != np.int32 or not labels.flags.c_contiguous or not labels.dtype.isnative:
+        if labels.size:
+            low, high = int(labels.min()), int(labels.max())
+            if low < -INDEX_LIMIT or high >= INDEX_LIMIT:
+                raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
+        return backend.xp.ascontiguousarray(labels, np.int32)  # type: ignore[no-any-return]
+    return labels
+
+
+def positions(op: str, backend: Backend, argmax: Array, dtype: Any) -> Array:
+    """The positions that a forward returned, in C order."""
+    if not hasattr(argmax, "dtype") or argmax.dtype != dtype or not argmax.dtype.isnative:
+        raise TypeError(
+            f"{op}: argmax must be the {np.dtype(dtype)} array that the forward returned, got {describe(argmax)}"
+        )
+    return backend.xp.ascontiguousarray(argmax)  # type: ignore[no-any-return]
+
+
+def describe(value: object) -> str:
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ if dtype is None else repr(dtype)
