@@ -37,7 +37,7 @@ class ShortPatches {
  public:
   static bool fits(const Geometry& g) {
     if (g.conv.dh != 1 || g.conv.dw != 1 || g.conv.kh * vectors_of_row(g) > kMaxVectors) return false;
-    return whole(g.rows, g.conv.kh).size() > 0 && whole(g.cols, g.conv.kw).size() > 0;
+    return whole_outputs(g.rows, g.conv.kh).size() > 0 && whole_outputs(g.cols, g.conv.kw).size() > 0;
   }
 
   ShortPatches(const Geometry& g, int64_t channels)
@@ -46,8 +46,8 @@ class ShortPatches {
         room_(panel_count(channels, W) * W),
         row_(vectors_of_row(g) * W),
         patch_(g.conv.kh * row_),
-        whole_rows_(whole(g.rows, g.conv.kh)),
-        whole_cols_(whole(g.cols, g.conv.kw)),
+        whole_rows_(whole_outputs(g.rows, g.conv.kh)),
+        whole_cols_(whole_outputs(g.cols, g.conv.kw)),
         sums_(new T[size_t(channels * patch_)]) {
     constexpr int64_t kElements = 3 << 10, kWindows = 32;
     const int64_t wo = g.pool.wo;
@@ -102,7 +102,7 @@ class ShortPatches {
     int64_t begin, end;
     int64_t size() const { return end - begin; }
   };
-  static Outputs whole(const std::vector<Point>& points, int64_t taps) {
+  static Outputs whole_outputs(const std::vector<Point>& points, int64_t taps) {
     const auto is_whole = [=](const Point& point) { return point.taps == taps; };
     const auto first = std::find_if(points.begin(), points.end(), is_whole);
     return {first - points.begin(), std::find_if_not(first, points.end(), is_whole) - points.begin()};

@@ -111,6 +111,13 @@ def positions(op: str, backend: Backend, argmax: Array, dtype: Any) -> Array:
     return backend.xp.ascontiguousarray(argmax)  # type: ignore[no-any-return]
 
 
+def mask(op: str, name: str, array: Array) -> Array:
+    """An array of bool or uint8 as uint8, in C order."""
+    if getattr(array, "dtype", None) not in (np.dtype(bool), np.dtype(np.uint8)):
+        raise TypeError(f"{op}: {name} must be an array of bool or uint8, got {describe(array)}")
+    return (array if array.flags.c_contiguous else array.copy()).view(np.uint8)
+
+
 def describe(value: object) -> str:
     dtype = getattr(value, "dtype", None)
     return type(value).__name__ if dtype is None else repr(dtype)

@@ -81,7 +81,9 @@ class Replay:
 
     def _record_forward(self) -> None:
         # What the recorded blocks need of chance, in memory that each call fills anew.
-        self._drawn = [[_copied(array) for array in of_block] for of_block in self._drawn]
+        self._drawn = [
+            [_filled(array.shape, array.dtype, array) for array in of_block] for of_block in self._drawn
+        ]
         self._y, self._saved = run(self._recorded, self._x, self._training, self._drawn)
 
     def _current_changes(self) -> list[int]:
@@ -186,22 +188,18 @@ class Step(Replay):
     def _record_loss(self) -> None:
         sparse = isinstance(self._loss, SparseCategoricalCrossentropy)
         shape, dtype = (self._y.shape[:1], np.int32) if sparse else (self._y.shape, self._y.dtype)
-        self._target = _backend.host().xp.empty(shape, dtype)
-        self._target[...] = 0
+        self._target = _filled(shape, dtype, 0)
         self._losses, self._of_loss = self._loss.forward(self._y, self._target)
 
     def _record_loss_backward(self) -> None:
         self._dy = self._loss.backward(self._of_loss)
 
     def _record_backward(self, model: Sequential) -> None:
-        empty = _backend.host().xp.empty
         if not self._loss_tapes:
-            self._dy = empty(self._y.shape, self._y.dtype)
-            self._dy[...] = 0
+            self._dy = _filled(self._y.shape, self._y.dtype, 0)
         _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
         if self._updates:
-            self._rates = empty(3)
-            self._rates[...] = np.nan  # a step with such a loss changes nothing
+            self._rates = _filled(3, float, np.nan)  # a step with such a loss changes nothing
             self._optimizer.update(self._trained, self._gradients, self._rates)
             self._rates[2] = 0
 
@@ -300,10 +298,11 @@ class Replays(Generic[R]):
         return Replays, (self._kinds,)  # a copy of a model records its own
 
 
-def _copied(array: Array) -> Array:
-    copy: Array = _backend.host().xp.empty(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+def _filled(shape: Any, dtype: Any, value: Any) -> Array:
+    """Memory that the tape being recorded knows."""
+    array: Array = _backend.host().xp.empty(shape, dtype)
+    array[...] = value
+    return array
 
 
 def _layers(block: Block) -> list[Layer]:

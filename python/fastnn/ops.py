@@ -229,11 +229,7 @@ def _check_dy(op: str, dy: Array, shape: Shape) -> None:
 def _windows(op: str, window: Pair, name: str, stride: Pair | None, padding: Padding) -> tuple[Any, ...]:
     """Window, stride (called `name`, by default the window) and padding as the native code takes them."""
     windows = arg.pair(op, "window", window)
-    return (
-        windows,
-        windows if stride is None else arg.pair(op, name, stride),
-        arg.padding(op, padding),
-    )
+    return windows, windows if stride is None else arg.pair(op, name, stride), arg.padding(op, padding)
 
 
 def _pool2d_shape(
@@ -505,9 +501,7 @@ def _dropout(op: str, name: str, x: Array, keep: Array, rate: float) -> Array:
         raise ValueError(f"{op}: rate must lie in [0, 1), got {rate!r}")
     backend = _backend.of(x, op, name)
     x = arg.array(op, name, x)
-    if getattr(keep, "dtype", None) not in (np.dtype(bool), np.dtype(np.uint8)):
-        raise TypeError(f"{op}: keep must be an array of bool or uint8, got {arg.describe(keep)}")
-    keep = (keep if keep.flags.c_contiguous else keep.copy()).view(np.uint8)
+    keep = arg.mask(op, "keep", keep)
     y = backend.xp.empty(x.shape, x.dtype)
     getattr(backend.native, op)(x, keep, 1 / (1 - rate), y, backend.stream)
     return y  # type: ignore[no-any-return]
@@ -585,11 +579,7 @@ def mean_squared_error_backward(dloss: Array, x: Array, target: Array) -> Array:
     """Gradient of x: 2 * (x - target) / D * dloss, D values a row."""
     op = "mean_squared_error_backward"
     backend = _backend.of(x, op, "x")
-    dloss, x, target = (
-        arg.array(op, "dloss", dloss),
-        arg.array(op, "x", x),
-        arg.array(op, "target", target),
-    )
+    dloss, x, target = arg.array(op, "dloss", dloss), arg.array(op, "x", x), arg.array(op, "target", target)
     dx = backend.xp.empty(x.shape, x.dtype)
     backend.native.mean_squared_error_backward(dloss, x, target, dx, backend.stream)
     return dx  # type: ignore[no-any-return]
@@ -605,11 +595,7 @@ def batch_norm(x: Array, gamma: Array, beta: Array, *, epsilon: float = 1e-3) ->
     """
     op = "batch_norm"
     backend = _backend.of(x, op, "x")
-    x, gamma, beta = (
-        arg.array(op, "x", x),
-        arg.array(op, "gamma", gamma),
-        arg.array(op, "beta", beta),
-    )
+    x, gamma, beta = arg.array(op, "x", x), arg.array(op, "gamma", gamma), arg.array(op, "beta", beta)
     workspace = _channel_workspace(op, backend, "x", x)
     y, mean, var = (backend.xp.empty(shape, x.dtype) for shape in (x.shape, x.shape[-1:], x.shape[-1:]))
     backend.native.batch_norm_forward(
@@ -624,11 +610,7 @@ def batch_norm_backward(
     """Gradients (dx, dgamma, dbeta) of batch_norm, through its mean and variance too; dy and x (..., C), the others (C,)."""
     op = "batch_norm_backward"
     backend = _backend.of(x, op, "x")
-    dy, x, gamma = (
-        arg.array(op, "dy", dy),
-        arg.array(op, "x", x),
-        arg.array(op, "gamma", gamma),
-    )
+    dy, x, gamma = arg.array(op, "dy", dy), arg.array(op, "x", x), arg.array(op, "gamma", gamma)
     mean, var = arg.array(op, "mean", mean), arg.array(op, "var", var)
     workspace = _channel_workspace(op, backend, "x", x)
     dx, dgamma, dbeta = (backend.xp.empty(shape, x.dtype) for shape in (x.shape, x.shape[-1:], x.shape[-1:]))
@@ -644,11 +626,7 @@ def batch_norm_inference(
     """gamma * (x - mean) / sqrt(var + epsilon) + beta with a given mean and var (C,): x (..., C) -> y of the same shape."""
     op = "batch_norm_inference"
     backend = _backend.of(x, op, "x")
-    x, gamma, beta = (
-        arg.array(op, "x", x),
-        arg.array(op, "gamma", gamma),
-        arg.array(op, "beta", beta),
-    )
+    x, gamma, beta = arg.array(op, "x", x), arg.array(op, "gamma", gamma), arg.array(op, "beta", beta)
     mean, var = arg.array(op, "mean", mean), arg.array(op, "var", var)
     y = backend.xp.empty(x.shape, x.dtype)
     backend.native.batch_norm_inference(x, gamma, beta, mean, var, _epsilon(op, epsilon), y, backend.stream)

@@ -505,7 +505,7 @@ def dropout(x: Array, keep: Array, rate: float) -> Array:
 
 def dropout_backward(dy: Array, keep: Array, rate: float) -> Array:
     """dy / (1 - rate) where keep is true, else 0."""
-    return np.where(keep, _f64(dy) * (1.0 / (1.0 - rate)), 0.0)
+    return dropout(dy, keep, rate)
 
 
 # ----------------------------------------------------------------------------------------------------- losses

@@ -51,7 +51,7 @@ class Gemm(Family):
 
 
 def taps_on_pixels(size: int, taps: int, padding: int, stride: int, outputs: int) -> int:
-    """Of all outputs along an axis: a product with padding need not be computed."""
+    """How many, of all outputs along an axis: a product with padding need not be computed."""
     begins = np.arange(outputs) * stride - padding
     return int((np.minimum(begins + taps, size) - np.maximum(begins, 0)).sum())
 

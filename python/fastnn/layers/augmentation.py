@@ -105,10 +105,10 @@ class RandomTranslation(_Augmentation):
         axes = [axis for axis, ends in self._ranges() if ends != (0, 0)]
         if axes:
             check_drawn(drawn, self.name)
+        fill = self.fill_value if self.fill_mode == "constant" else 0.0
         shifts, left = [], list(drawn)
         for axis in axes:
             index, *weights = (left.pop(0) for _ in range(2 if self.interpolation == "nearest" else 3))
-            fill = self.fill_value if self.fill_mode == "constant" else 0.0
             shifts.append(_Shift(_Gather.of(x, axis, index), [w[:, None, :, None] for w in weights], fill))
             x = shifts[-1].apply(x)
         return x, shifts
