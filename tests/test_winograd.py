@@ -98,6 +98,40 @@ def test_gradient_of_x_within_the_stated_bound(rng):
     assert (dx != ops.conv2d_backward_x(dy, filters, (n, h, w, c), padding="same")).any()
 
 
+def formula_of_dw(dy, x, padding):
+    """The transposed formula with the absolute values of all its numbers, in float64, and how many tiles it adds up."""
+    pads = padding if isinstance(padding, tuple) else (padding, padding)
+    (top, bottom), _ = sides((x.shape[1],), pads[0])
+    (left, right), _ = sides((x.shape[2],), pads[1])
+    x = np.pad(np.abs(x.astype(np.float64)), ((0, 0), (top, bottom + 3), (left, right + 3), (0, 0)))
+    rows, cols = -(-dy.shape[1] // 2) * 2, -(-dy.shape[2] // 2) * 2
+    dy = np.pad(
+        np.abs(dy.astype(np.float64)), ((0, 0), (0, rows - dy.shape[1]), (0, cols - dy.shape[2]), (0, 0))
+    )
+    u = np.zeros((4, 4, x.shape[3], dy.shape[3]))
+    for i in range(0, rows, 2):
+        for j in range(0, cols, 2):
+            v = np.einsum("ar,nrqc,bq->nabc", abs(B), x[:, i : i + 4, j : j + 4], abs(B))
+            m = np.einsum("ra,nrqk,qb->nabk", abs(A), dy[:, i : i + 2, j : j + 2], abs(A))
+            u += np.einsum("nabc,nabk->abck", v, m)
+    return np.einsum("ar,abck,bq->rqck", abs(G), u, abs(G)), len(x) * rows * cols // 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradient_of_w_within_the_stated_bound(rng, shape, dtype):
+    x, w, _, options = make(shape, floats, rng, dtype)
+    dy = floats(rng, ops.conv2d(x, w, **options).shape, dtype)
+    exact = reference.conv2d_backward_w(dy, x, w.shape, **options)
+    dw = ops.conv2d_backward_w(dy, x, w.shape, precision="winograd", **options)
+    magnitude, tiles = formula_of_dw(dy, x, options["padding"])
+    assert_within(dw, exact, bound(tiles, dtype, magnitude))
+    plain = ops.conv2d_backward_w(dy, x, w.shape, **options)
+    assert (dw != plain).any()
+    if dtype == np.float32:  # the reference is exact
+        assert np.square(dw - exact).sum() < 4 * np.square(plain - exact).sum()
+
+
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 3e38])
 @pytest.mark.parametrize("where", ["x", "w", "dy", "b"])
 def test_what_is_not_finite_stays_where_it_belongs(rng, bad, where):
@@ -110,6 +144,7 @@ def test_what_is_not_finite_stays_where_it_belongs(rng, bad, where):
     for op, arguments in (
         (ops.conv2d, (x, w, b)),
         (ops.conv2d_backward_x, (dy, w, x.shape)),
+        (ops.conv2d_backward_w, (dy, x, w.shape)),
     ):
         expected = op(*arguments, **options)
         actual = op(*arguments, precision="winograd", **options)
@@ -155,7 +190,12 @@ def test_elsewhere_it_is_float32(rng):
         ((3, 2), {}),
     ):
         w = floats(rng, (*window, 16, 16))
-        assert_same_bits(ops.conv2d(x, w, precision="winograd", **options), ops.conv2d(x, w, **options))
+        y = ops.conv2d(x, w, **options)
+        assert_same_bits(ops.conv2d(x, w, precision="winograd", **options), y)
+        assert_same_bits(
+            ops.conv2d_backward_w(y, x, w.shape, precision="winograd", **options),
+            ops.conv2d_backward_w(y, x, w.shape, **options),
+        )
     w = floats(rng, (3, 3, 16, 16))
     assert_same_bits(ops.conv2d(x[:2, :6, :6], w, precision="winograd"), ops.conv2d(x[:2, :6, :6], w))
     assert_same_bits(
@@ -165,18 +205,29 @@ def test_elsewhere_it_is_float32(rng):
     assert_same_bits(ops.gemm(a, b, precision="winograd"), ops.gemm(a, b))
 
 
-def test_any_number_of_threads_has_the_same_bits(rng):
-    x, w, b, options = make(SHAPES[1], floats, rng)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        SHAPES[1],
+        (70, 10, 10, 16, 80, "same"),  # some slices of the gradient's sum
+        (4, 16, 16, 150, 300, "valid"),  # a filter of more than L2: tiles in greater groups
+    ],
+    ids=str,
+)
+def test_any_number_of_threads_has_the_same_bits(rng, shape):
+    x, w, b, options = make(shape, floats, rng)
     results = []
     threads = fastnn.get_num_threads()
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 5, 40):
             fastnn.set_num_threads(count)
-            results.append(ops.conv2d(x, w, b, precision="winograd", **options))
+            y = ops.conv2d(x, w, b, precision="winograd", **options)
+            results.append((y, ops.conv2d_backward_w(y, x, w.shape, precision="winograd", **options)))
     finally:
         fastnn.set_num_threads(threads)
-    assert_same_bits(results[0], results[1])
-    assert_same_bits(results[0], results[2])
+    for y, dw in results[1:]:
+        assert_same_bits(y, results[0][0])
+        assert_same_bits(dw, results[0][1])
 
 
 def test_on_a_gpu_it_is_refused(on_host, rng):

@@ -385,7 +385,7 @@ template <class T>
 void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bool relu, T* y, T* workspace, Stream) {
   const Image source{s.h, s.w, s.c}, out{s.ho, s.wo, s.k};
   if (winograd_fits(s, s.ho, s.wo)) {
-    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, forward_view(s, w), b}, workspace,
+    winograd_conv<T>({s.n, {source, out, s.pad_top, s.pad_left}, x, forward_view(s, w), b}, workspace,
                      StoreTile<T>{out, relu, y});
     return;
   }
@@ -404,7 +404,7 @@ template <class T>
 void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* workspace, Stream) {
   const Image source{s.ho, s.wo, s.k}, out{s.h, s.w, s.c};
   if (winograd_fits(s, s.h, s.w)) {  // a convolution of dy with the taps reversed
-    winograd_conv<T>({s.n, source, out, 2 - s.pad_top, 2 - s.pad_left, dy, reversed_view(s, w), nullptr}, workspace,
+    winograd_conv<T>({s.n, {source, out, 2 - s.pad_top, 2 - s.pad_left}, dy, reversed_view(s, w), nullptr}, workspace,
                      StoreTile<T>{out, false, dx});
     return;
   }
@@ -421,12 +421,13 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
 
 template <class T>
 int64_t conv2d_backward_w_workspace(const Conv2dShape& s) {
-  const int64_t slices = WeightCut<T>(s).slices;
-  return slices > 1 ? slices * s.kh * s.kw * s.c * s.k : 0;
+  const int64_t slices = WeightCut<T>(s).slices, partials = slices > 1 ? slices * s.kh * s.kw * s.c * s.k : 0;
+  return winograd_fits(s, s.ho, s.wo) ? std::max(partials, winograd_backward_w_workspace<T>(s)) : partials;
 }
 
 template <class T>
 void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace, Stream) {
+  if (winograd_fits(s, s.ho, s.wo) && winograd_backward_w(s, dy, x, dw, workspace)) return;
   const ConvPlan plan = plan_forward(s);
   const WeightCut<T> cut(s);
   const int64_t slices = cut.slices, weights = s.kh * s.kw * s.c * s.k;

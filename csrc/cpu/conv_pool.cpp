@@ -190,7 +190,7 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
   const Pool2dShape& p = shape.pool;
   if (windows_are_tiles(shape)) {
     const Image source{s.h, s.w, s.c}, out{2 * p.ho, 2 * p.wo, s.k};
-    winograd_conv<T>({s.n, source, out, s.pad_top, s.pad_left, x, forward_view(s, w), b}, workspace,
+    winograd_conv<T>({s.n, {source, out, s.pad_top, s.pad_left}, x, forward_view(s, w), b}, workspace,
                      [&](const OutputTile& at, int64_t column, int64_t n, const simd::V<T>* outputs) {
                        const int64_t to = ((at.n * p.ho + at.i / 2) * p.wo + at.j / 2) * s.k + column;
                        Winner<T> winner(outputs[0], 0);

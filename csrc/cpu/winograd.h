@@ -18,7 +18,6 @@
 namespace fastnn::FASTNN_TARGET {
 
 constexpr int kProducts = 16;
-constexpr int64_t kGroup = 12;  // tiles at once
 
 // For a convolution, or the gradient of its input, with images of h x w outputs. By the shape alone, where the transforms
 // pay: of the filter by enough tiles, of the tiles by enough channels, and where padding is not most of what a tile reads.
@@ -66,84 +65,66 @@ FilterView<T> reversed_view(const Conv2dShape& s, const T* w) {
   return {w + 8 * tap, -3 * tap, -tap, 1, s.k};
 }
 
-// G g for three vectors.
 template <class T>
-inline void times_g(const simd::V<T>* g, int64_t step, simd::V<T>* out, int64_t out_step) {
-  const simd::V<T> outer = g[0] + g[2 * step];
-  out[0] = g[0];
-  out[out_step] = (outer + g[step]) * T(0.5);
-  out[2 * out_step] = (outer - g[step]) * T(0.5);
-  out[3 * out_step] = g[2 * step];
-}
-
-template <class T>
-void winograd_filter(int64_t channels, int64_t out_channels, const FilterView<T>& filter, T* workspace) {
-  constexpr int W = simd::kWidth<T>;
-  parallel_for(panel_count(out_channels, kCols<T>) * channels, [&](int64_t item) {
-    const int64_t panel = item / channels, channel = item % channels;
-    T* to = aligned(workspace) + (panel * kProducts * channels + channel) * kCols<T>;
-    for (int64_t v = 0; v < 2; ++v) {
-      const int64_t column = panel * kCols<T> + v * W, n = std::clamp<int64_t>(out_channels - column, 0, W);
-      simd::V<T> g[9], half[12], u[kProducts];
-      for (int64_t r = 0; r < 3; ++r)
-        for (int64_t q = 0; q < 3; ++q) g[r * 3 + q] = n ? filter.load(r, q, channel, column, n) : simd::V<T>{};
-      for (int q = 0; q < 3; ++q) times_g<T>(g + q, 3, half + q, 3);
-      for (int r = 0; r < 4; ++r) times_g<T>(half + r * 3, 1, u + r * 4, 1);
-      for (int64_t p = 0; p < kProducts; ++p) simd::store(to + p * channels * kCols<T> + v * W, u[p]);
-    }
-  });
-}
+void winograd_filter(int64_t channels, int64_t out_channels, const FilterView<T>& filter, T* workspace);
 
 // ---- Tiles
-
-// B' d for four vectors.
-template <class V>
-inline void times_b(const V* d, int64_t step, V* out, int64_t out_step) {
-  out[0] = d[0] - d[2 * step];
-  out[out_step] = d[step] + d[2 * step];
-  out[2 * out_step] = d[2 * step] - d[step];
-  out[3 * out_step] = d[step] - d[3 * step];
-}
-
-// A' m for four vectors.
-template <class V>
-inline void times_a(const V* m, int64_t step, V* out, int64_t out_step) {
-  out[0] = m[0] + m[step] + m[2 * step];
-  out[out_step] = m[step] - m[2 * step] - m[3 * step];
-}
-
-// A tile's 4 x 4 pixels of the source, the first at `first`, to to[p * step + 0..channels): p of the 16 products. `inside`
-// has a bit for each pixel that lies in the image.
-template <class T>
-void winograd_source(const T* first, const Image& source, unsigned inside, T* to, int64_t step) {
-  using V = simd::V<T>;
-  constexpr int W = simd::kWidth<T>;
-  for (int64_t c = 0; c < source.c; c += W) {
-    V d[16], half[16], v[16];
-#pragma GCC unroll 4
-    for (int64_t r = 0; r < 4; ++r)
-#pragma GCC unroll 4
-      for (int64_t q = 0; q < 4; ++q)
-        d[r * 4 + q] = inside >> (r * 4 + q) & 1 ? simd::load(first + (r * source.w + q) * source.c + c, source.c - c) : V{};
-#pragma GCC unroll 4
-    for (int q = 0; q < 4; ++q) times_b(d + q, 4, half + q, 4);
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; ++r) times_b(half + r * 4, 1, v + r * 4, 1);
-#pragma GCC unroll 16
-    for (int p = 0; p < kProducts; ++p) simd::store(to + p * step + c, v[p]);
-  }
-}
 
 // Where 2 x 2 outputs of one image begin.
 struct OutputTile {
   int64_t n, i, j;
 };
 
+// The 4 x 4 pixels of the source that they read.
+template <class T>
+struct SourceTile {
+  const T* first;
+  unsigned inside;  // a bit for each pixel: whether it lies in the image
+  bool goes_on;     // its first two columns are the last two of the tile before
+};
+
+// The tiles of a batch, row by row.
+struct TileGrid {
+  Image source, out;
+  int64_t pad_top, pad_left;
+
+  int64_t down() const { return (out.h + 1) / 2; }
+  int64_t across() const { return (out.w + 1) / 2; }
+
+  // Calls f(t, output tile, source tile) for `count` of them from `begin` on.
+  template <class T, class F>
+  void list(int64_t begin, int64_t count, const T* x, F f) const {
+    OutputTile at{begin / (down() * across()), begin / across() % down() * 2, begin % across() * 2};
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t top = at.i - pad_top, left = at.j - pad_left;
+      unsigned inside = 0;
+      for (int64_t r = 0; r < 4; ++r)
+        for (int64_t q = 0; q < 4; ++q)
+          inside |= unsigned(top + r >= 0 && top + r < source.h && left + q >= 0 && left + q < source.w) << (r * 4 + q);
+      f(t, at, SourceTile<T>{x + source.at(at.n, top, left), inside, t > 0 && at.j > 0});
+      at.j += 2;
+      if (at.j >= out.w) at.j = 0, at.i += 2;
+      if (at.i >= out.h) at.i = 0, ++at.n;
+    }
+  }
+};
+
+// Row r of the 4 x 4 products of tiles, without the filter: product q of tile t, of all channels, to to[t * width + q *
+// step].
+template <class T>
+void winograd_source(int r, const SourceTile<T>* tiles, int64_t count, const Image& source, T* to, int64_t width,
+                     int64_t step);
+
+// The products of row r for m tiles, at most kRows: of source rows (tile t's at rows[t], as winograd_source leaves them) and
+// a panel of the transformed filter. Adds to the tiles' 2 x 2 outputs, sums[(t * 4 + output) * kCols + column], what they
+// take of row r; row 0 sets them.
+template <class T>
+void winograd_products(int64_t m, int r, const T* const* rows, int64_t step, const T* filter, int64_t channels, T* sums);
+
 template <class T>
 struct WinogradJob {
   int64_t images;
-  Image source, out;
-  int64_t pad_top, pad_left;
+  TileGrid grid;
   const T* x;
   FilterView<T> filter;
   const T* bias;  // or null
@@ -159,7 +140,8 @@ struct WinogradJob {
     T sum = 0;
     for (int64_t r = 0; r < 3; ++r)
       for (int64_t q = 0; q < 3; ++q) {
-        const int64_t row = i - pad_top + r, col = j - pad_left + q;
+        const Image& source = grid.source;
+        const int64_t row = i - grid.pad_top + r, col = j - grid.pad_left + q;
         if (row < 0 || row >= source.h || col < 0 || col >= source.w) continue;
         const T* pixel = x + source.at(image, row, col);
         for (int64_t c = 0; c < source.c; ++c) sum += pixel[c] * *filter.at(r, q, c, column);
@@ -172,72 +154,71 @@ struct WinogradJob {
 // and (1, 1) of channels [column, column + n).
 template <class T, class Emit>
 void winograd_conv(const WinogradJob<T>& job, T* workspace, Emit emit) {
-  const Image &source = job.source, &out = job.out;
+  const Image &source = job.grid.source, &out = job.grid.out;
   winograd_filter(source.c, out.c, job.filter, workspace);
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   const T* const filter = aligned(workspace);
-  const int64_t down = (out.h + 1) / 2, across = (out.w + 1) / 2, tiles = job.images * down * across;
-  const int64_t groups = (tiles + kGroup - 1) / kGroup, panels = panel_count(out.c, kCols<T>);
-  const int64_t together = groups >= 32 ? panels : 1;  // of an item; by the shape alone
+  const int64_t tiles = job.images * job.grid.down() * job.grid.across(), panels = panel_count(out.c, kCols<T>);
   const int64_t width = panel_count(source.c, W) * W;  // channels in whole vectors
 
-  parallel_for(groups * (panels / together), [&](int64_t item) {
-    const int64_t group = item * together / panels, first_panel = item * together % panels;
-    const int64_t begin = tiles * group / groups, count = tiles * (group + 1) / groups - begin;
-    const std::unique_ptr<T[]> memory(new T[size_t(kProducts * kGroup * (width + kCols<T>)+2 * kAlign<T>)]);
+  // Tiles at once: few, so that what belongs to them stays in L1; where the filter does not stay in L2, as many as let it.
+  constexpr int64_t kFew = 12, kMost = 48, kL2 = 512 * 1024 / int64_t(sizeof(T));
+  const int64_t room = kL2 / (4 * (width + panels * kCols<T>)) / kRows * kRows;
+  const int64_t most = kProducts * source.c * out.c <= kL2 ? kFew : std::clamp(room, kFew, kMost);
+  const int64_t groups = panel_count(tiles, most);
+  const int64_t parts = std::clamp<int64_t>(4 * get_num_threads() / std::max<int64_t>(groups, 1), 1, panels);
+
+  parallel_for(groups * parts, [&](int64_t item) {
+    const int64_t group = item / parts, begin = tiles * group / groups, count = tiles * (group + 1) / groups - begin;
+    const int64_t first_panel = panels * (item % parts) / parts, end_panel = panels * (item % parts + 1) / parts;
+    const int64_t step = count * width, of_tile = 4 * kCols<T>, of_panel = count * of_tile;
+    const std::unique_ptr<T[]> memory(new T[size_t(4 * step + (end_panel - first_panel) * of_panel + 2 * kAlign<T>)]);
     T* const transformed = aligned(memory.get());
-    T* const products = aligned(transformed + kProducts * kGroup * width);
+    T* const sums = aligned(transformed + 4 * step);
 
-    OutputTile at[kGroup];
-    for (int64_t t = 0; t < count; ++t) {
-      const int64_t tile = begin + t;
-      at[t] = {tile / (down * across), tile / across % down * 2, tile % across * 2};
-      const int64_t top = at[t].i - job.pad_top, left = at[t].j - job.pad_left;
-      unsigned inside = 0;
-      for (int64_t r = 0; r < 4; ++r)
-        for (int64_t q = 0; q < 4; ++q)
-          inside |= unsigned(top + r >= 0 && top + r < source.h && left + q >= 0 && left + q < source.w) << (r * 4 + q);
-      winograd_source(job.x + source.at(at[t].n, top, left), source, inside, transformed + t * width, kGroup * width);
-    }
+    OutputTile at[kMost];
+    SourceTile<T> from[kMost];
+    const T* rows[kMost];
+    job.grid.list(begin, count, job.x, [&](int64_t t, const OutputTile& out_tile, const SourceTile<T>& source_tile) {
+      at[t] = out_tile, from[t] = source_tile, rows[t] = transformed + t * width;
+    });
 
-    for (int64_t panel = first_panel; panel < first_panel + together; ++panel) {
-      const Run run{0, 0, source.c};
-      TileArgs<T> args{};
-      args.runs = &run, args.run_count = 1, args.ldb = kCols<T>, args.n = kCols<T>;
-      for (int64_t p = 0; p < kProducts; ++p) {
-        args.b = filter + (panel * kProducts + p) * source.c * kCols<T>;
-        const T* rows[kGroup];
-        T* to[kGroup];
-        for (int64_t t = 0; t < count; ++t) {
-          rows[t] = transformed + (p * kGroup + t) * width;
-          to[t] = products + (p * kGroup + t) * kCols<T>;
-        }
+    for (int r = 0; r < 4; ++r) {
+      winograd_source(r, from, count, source, transformed, width, step);
+      for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+        const T* const b = filter + (panel * 4 + r) * 4 * source.c * kCols<T>;
+        T* const to = sums + (panel - first_panel) * of_panel;
         for_tiles(count, [&](int64_t first, int64_t m) {
-          args.rows = rows + first, args.y = to + first;
-          run_tile<T, true>(m, args);
+          winograd_products(m, r, rows + first, step, b, source.c, to + first * of_tile);
         });
       }
+    }
+
+    for (int64_t panel = first_panel; panel < end_panel; ++panel)
       for (int64_t column = panel * kCols<T>, v = 0; v < 2 && column < out.c; ++v, column += W) {
         const int64_t n = std::min<int64_t>(out.c - column, W);
         const V bias = job.bias ? simd::load(job.bias + column, n) : V{};
+        const T* const of_tiles = sums + (panel - first_panel) * of_panel + v * W;
         for (int64_t t = 0; t < count; ++t) {
-          V m[kProducts], half[8], y[4];
-#pragma GCC unroll 16
-          for (int p = 0; p < kProducts; ++p) m[p] = simd::load(products + (p * kGroup + t) * kCols<T> + v * W);
+          V y[4];
 #pragma GCC unroll 4
-          for (int q = 0; q < 4; ++q) times_a(m + q, 4, half + q, 4);
-#pragma GCC unroll 2
-          for (int r = 0; r < 2; ++r) times_a(half + r * 4, 1, y + r * 2, 1);
-#pragma GCC unroll 4
-          for (int o = 0; o < 4; ++o) y[o] += bias;
+          for (int o = 0; o < 4; ++o) y[o] = simd::load(of_tiles + t * of_tile + o * kCols<T>) + bias;
           const V zero = (y[0] + y[1] + y[2] + y[3]) * T(0);
           if (simd::any<T>(zero != zero)) job.repair(at[t], column, n, y);
           emit(at[t], column, n, y);
         }
       }
-    }
   });
 }
+
+// ---- The gradient of the filter, in winograd_backward_w.cpp: by the transpose of the algorithm. False where a number of it
+// is not finite; dw is then worth nothing.
+
+template <class T>
+int64_t winograd_backward_w_workspace(const Conv2dShape& s);
+
+template <class T>
+bool winograd_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace);
 
 }  // namespace fastnn::FASTNN_TARGET
