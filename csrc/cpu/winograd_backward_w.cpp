@@ -89,7 +89,8 @@ bool winograd_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T
   const int64_t parts = cut.slices >= 4 * get_num_threads() ? 1 : 4;
   parallel_for(cut.slices * parts, [&](int64_t item) {
     const int64_t slice = item / parts, first_row = item % parts * 4 / parts, end_row = (item % parts + 1) * 4 / parts;
-    const int64_t step = cut.block * width, panel_step = cut.block * kCols<T>;
+    // Not powers of two, whose multiples would share a set of L1.
+    const int64_t step = cut.block * width + kAlign<T>, panel_step = cut.block * kCols<T> + kAlign<T>;
     const std::unique_ptr<T[]> memory(new T[size_t(4 * (step + cut.panels * panel_step) + 2 * kAlign<T>)]);
     T* const source = aligned(memory.get());
     T* const gradient = aligned(source + 4 * step);
