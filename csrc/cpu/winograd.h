@@ -4,10 +4,10 @@
 //   y = A' [ sum over channels (G g G') . (B' d B) ] A      g: 3 x 3 taps, d: 4 x 4 of the source, y: 2 x 2
 //
 // Each of the 16 products is a matrix product over channels, on the register tile: (tiles x C) by (C x K). The filter is
-// transformed once per call; a group of tiles is transformed, multiplied and transformed back out of L1 and L2.
-// The sums are not those of the direct convolution, so errors differ (ops.conv2d states the bound), and it is for precision
-// kWinograd only. Outputs that are not finite are computed again, directly: through the transforms a NaN or infinity reaches
-// all 4 outputs of a tile, and padding takes part as zeros.
+// transformed once per call; a group of tiles is transformed, multiplied and transformed back row by row of the 4 x 4, so
+// that what lies in between stays in L1. The sums are not those of the direct convolution, so errors differ (ops.conv2d
+// states the bound), and it is for precision kWinograd only. Outputs that are not finite are computed again, directly:
+// through the transforms a NaN or infinity reaches all 4 outputs of a tile, and padding takes part as zeros.
 #pragma once
 
 #include <memory>
@@ -19,7 +19,7 @@ namespace fastnn::FASTNN_TARGET {
 
 constexpr int kProducts = 16;
 
-// For a convolution, or the gradient of its input, with images of h x w outputs. By the shape alone, where the transforms
+// For a convolution or one of its gradients, in tiles of images of h x w. By the shape alone, where the transforms
 // pay: of the filter by enough tiles, of the tiles by enough channels, and where padding is not most of what a tile reads.
 inline bool winograd_fits(const Conv2dShape& s, int64_t h, int64_t w) {
   constexpr int64_t kChannels = 16, kTiles = 64;

@@ -7,6 +7,7 @@
 // into slices, whose sums are added up in order and transformed back at the end.
 #include <atomic>
 #include <memory>
+#include <vector>
 
 #include "winograd.h"
 
@@ -68,80 +69,71 @@ inline void times_g_transposed(const simd::V<T>* u, int64_t step, simd::V<T>* ou
   out[2 * out_step] = sum + u[3 * step];
 }
 
-}  // namespace
-
+// Rows [first_row, end_row) of the products, summed over a slice of the tiles: sums (16, panels, C, kCols).
 template <class T>
-int64_t winograd_backward_w_workspace(const Conv2dShape& s) {
-  const Cut<T> cut(s);
-  return cut.slices * kProducts * cut.product_size(s.c) + kAlign<T>;
-}
-
-template <class T>
-bool winograd_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace) {
-  using V = simd::V<T>;
+void sum_slice(const Conv2dShape& s, const Cut<T>& cut, int64_t slice, int64_t first_row, int64_t end_row, const T* dy,
+               const T* x, T* sums) {
   constexpr int W = simd::kWidth<T>;
-  const Cut<T> cut(s);
   const TileGrid grid{{s.h, s.w, s.c}, {s.ho, s.wo, s.k}, s.pad_top, s.pad_left};
-  const int64_t width = panel_count(s.c, W) * W, product_size = cut.product_size(s.c);
-  T* const products = aligned(workspace);  // (slices, 16, panels, C, kCols)
+  const int64_t width = panel_count(s.c, W) * W;
+  // Not powers of two, whose multiples would share a set of L1.
+  const int64_t step = cut.block * width + kAlign<T>, panel_step = cut.block * kCols<T> + kAlign<T>;
+  const std::unique_ptr<T[]> memory(new T[size_t(4 * (step + cut.panels * panel_step) + 2 * kAlign<T>)]);
+  T* const source = aligned(memory.get());
+  T* const gradient = aligned(source + 4 * step);
+  std::vector<SourceTile<T>> from(size_t(cut.block));
+  std::vector<OutputTile> at(size_t(cut.block));
 
-  // The four rows of products are items of their own where slices are few.
-  const int64_t parts = cut.slices >= 4 * get_num_threads() ? 1 : 4;
-  parallel_for(cut.slices * parts, [&](int64_t item) {
-    const int64_t slice = item / parts, first_row = item % parts * 4 / parts, end_row = (item % parts + 1) * 4 / parts;
-    // Not powers of two, whose multiples would share a set of L1.
-    const int64_t step = cut.block * width + kAlign<T>, panel_step = cut.block * kCols<T> + kAlign<T>;
-    const std::unique_ptr<T[]> memory(new T[size_t(4 * (step + cut.panels * panel_step) + 2 * kAlign<T>)]);
-    T* const source = aligned(memory.get());
-    T* const gradient = aligned(source + 4 * step);
-    const std::unique_ptr<SourceTile<T>[]> from(new SourceTile<T>[size_t(cut.block)]);
-    const std::unique_ptr<OutputTile[]> at(new OutputTile[size_t(cut.block)]);
-    const int64_t begin = cut.tiles * slice / cut.slices, end = cut.tiles * (slice + 1) / cut.slices;
-    const int64_t blocks = panel_count(end - begin, cut.block);
-
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t first_tile = begin + (end - begin) * block / blocks;
-      const int64_t count = begin + (end - begin) * (block + 1) / blocks - first_tile;
-      grid.list(first_tile, count, x, [&](int64_t t, const OutputTile& out_tile, const SourceTile<T>& source_tile) {
-        at[t] = out_tile, from[t] = source_tile;
-      });
-      for (int64_t r = first_row; r < end_row; ++r) {
-        winograd_source(int(r), from.get(), count, grid.source, source, width, step);
-        for (int64_t t = 0; t < count; ++t)
-          transform_dy(int(r), dy, grid.out, at[t], gradient + t * kCols<T>, cut.panels * panel_step, panel_step);
-        for (int64_t q = 0; q < 4; ++q) {
-          T* const sums = products + (slice * kProducts + r * 4 + q) * product_size;
-          const Run run{0, 0, count};
-          TileArgs<T> t{};
-          t.step = width, t.runs = &run, t.run_count = 1, t.ldb = kCols<T>, t.beta = 1;
-          for_tiles<kAdjacentRows>(s.c, [&](int64_t channel, int64_t m) {
-            const T* const row = source + q * step + channel;
-            t.rows = &row;
-            for (int64_t panel = 0; panel < cut.panels; ++panel) {
-              t.b = gradient + (q * cut.panels + panel) * panel_step;
-              t.n = s.k - panel * kCols<T> > W ? kCols<T> : W;  // whole vectors, as they are read again
-              T* to[kAdjacentRows];
-              for (int64_t i = 0; i < m; ++i) to[i] = sums + (panel * s.c + channel + i) * kCols<T>;
-              t.y = to, t.c = block ? to : nullptr;
-              run_tile<T, false>(m, t);
-            }
-          });
-        }
+  const int64_t begin = cut.tiles * slice / cut.slices, end = cut.tiles * (slice + 1) / cut.slices;
+  const int64_t blocks = panel_count(end - begin, cut.block);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first_tile = begin + (end - begin) * block / blocks;
+    const int64_t count = begin + (end - begin) * (block + 1) / blocks - first_tile;
+    grid.list(first_tile, count, x, [&](int64_t t, const OutputTile& out_tile, const SourceTile<T>& source_tile) {
+      at[t] = out_tile, from[t] = source_tile;
+    });
+    for (int64_t r = first_row; r < end_row; ++r) {
+      winograd_source(int(r), from.data(), count, grid.source, source, width, step);
+      for (int64_t t = 0; t < count; ++t)
+        transform_dy(int(r), dy, grid.out, at[t], gradient + t * kCols<T>, cut.panels * panel_step, panel_step);
+      for (int64_t q = 0; q < 4; ++q) {
+        T* const sum = sums + (r * 4 + q) * cut.product_size(s.c);
+        const Run run{0, 0, count};
+        TileArgs<T> t{};
+        t.step = width, t.runs = &run, t.run_count = 1, t.ldb = kCols<T>, t.beta = 1;
+        for_tiles<kAdjacentRows>(s.c, [&](int64_t channel, int64_t m) {
+          const T* const row = source + q * step + channel;
+          t.rows = &row;
+          for (int64_t panel = 0; panel < cut.panels; ++panel) {
+            T* to[kAdjacentRows];
+            for (int64_t i = 0; i < m; ++i) to[i] = sum + (panel * s.c + channel + i) * kCols<T>;
+            t.y = to, t.c = block ? to : nullptr;
+            t.b = gradient + (q * cut.panels + panel) * panel_step;
+            t.n = s.k - panel * kCols<T> > W ? kCols<T> : W;  // whole vectors, as they are read again
+            run_tile<T, false>(m, t);
+          }
+        });
       }
     }
-  });
+  }
+}
 
+// dw of the slices' sums, which are added up in order. Whether all of it is finite.
+template <class T>
+bool transform_back(const Conv2dShape& s, const Cut<T>& cut, const T* sums, T* dw) {
+  using V = simd::V<T>;
+  constexpr int W = simd::kWidth<T>;
+  const int64_t step = cut.product_size(s.c);
   std::atomic<bool> finite{true};
   parallel_chunks(s.c, 4, [&](int64_t begin, int64_t end) {
     V zero{};
     for (int64_t c = begin; c < end; ++c)
       for (int64_t k = 0; k < s.k; k += W) {
-        const T* const from = products + (k / kCols<T> * s.c + c) * kCols<T> + k % kCols<T>;
+        const T* const from = sums + (k / kCols<T> * s.c + c) * kCols<T> + k % kCols<T>;
         V u[kProducts], half[12], g[9];
         for (int64_t p = 0; p < kProducts; ++p) {
-          u[p] = simd::load(from + p * product_size);
-          for (int64_t slice = 1; slice < cut.slices; ++slice)
-            u[p] += simd::load(from + (slice * kProducts + p) * product_size);
+          u[p] = simd::load(from + p * step);
+          for (int64_t slice = 1; slice < cut.slices; ++slice) u[p] += simd::load(from + (slice * kProducts + p) * step);
         }
         for (int64_t q = 0; q < 4; ++q) times_g_transposed<T>(u + q, 4, half + q, 4);
         for (int64_t r = 0; r < 3; ++r) times_g_transposed<T>(half + r * 4, 1, g + r * 3, 1);
@@ -153,6 +145,28 @@ bool winograd_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T
     if (simd::any<T>(zero != zero)) finite.store(false, std::memory_order_relaxed);
   });
   return finite.load();
+}
+
+}  // namespace
+
+template <class T>
+int64_t winograd_backward_w_workspace(const Conv2dShape& s) {
+  const Cut<T> cut(s);
+  return cut.slices * kProducts * cut.product_size(s.c) + kAlign<T>;
+}
+
+template <class T>
+bool winograd_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace) {
+  const Cut<T> cut(s);
+  T* const sums = aligned(workspace);
+  // The four rows of products are items of their own where slices are few.
+  const int64_t parts = cut.slices >= 4 * get_num_threads() ? 1 : 4;
+  parallel_for(cut.slices * parts, [&](int64_t item) {
+    const int64_t slice = item / parts, part = item % parts;
+    sum_slice(s, cut, slice, part * 4 / parts, (part + 1) * 4 / parts, dy, x,
+              sums + slice * kProducts * cut.product_size(s.c));
+  });
+  return transform_back(s, cut, sums, dw);
 }
 
 #define INSTANTIATE(T)                                                   \
