@@ -120,17 +120,19 @@ constexpr auto products_table(std::integer_sequence<int, M...>) {
 template <class T>
 void winograd_filter(int64_t channels, int64_t out_channels, const FilterView<T>& filter, T* workspace) {
   constexpr int W = simd::kWidth<T>;
-  parallel_for(panel_count(out_channels, kCols<T>) * channels, [&](int64_t item) {
-    const int64_t panel = item / channels, channel = item % channels;
-    T* to = aligned(workspace) + (panel * kProducts * channels + channel) * kCols<T>;
-    for (int64_t v = 0; v < 2; ++v) {
-      const int64_t column = panel * kCols<T> + v * W, n = std::clamp<int64_t>(out_channels - column, 0, W);
-      simd::V<T> g[9], half[12], u[kProducts];
-      for (int64_t r = 0; r < 3; ++r)
-        for (int64_t q = 0; q < 3; ++q) g[r * 3 + q] = n ? filter.load(r, q, channel, column, n) : simd::V<T>{};
-      for (int q = 0; q < 3; ++q) times_g<T>(g + q, 3, half + q, 3);
-      for (int r = 0; r < 4; ++r) times_g<T>(half + r * 3, 1, u + r * 4, 1);
-      for (int64_t p = 0; p < kProducts; ++p) simd::store(to + p * channels * kCols<T> + v * W, u[p]);
+  parallel_chunks(panel_count(out_channels, kCols<T>) * channels, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t panel = item / channels, channel = item % channels;
+      T* to = aligned(workspace) + (panel * kProducts * channels + channel) * kCols<T>;
+      for (int64_t v = 0; v < 2; ++v) {
+        const int64_t column = panel * kCols<T> + v * W, n = std::clamp<int64_t>(out_channels - column, 0, W);
+        simd::V<T> g[9], half[12], u[kProducts];
+        for (int64_t r = 0; r < 3; ++r)
+          for (int64_t q = 0; q < 3; ++q) g[r * 3 + q] = n ? filter.load(r, q, channel, column, n) : simd::V<T>{};
+        for (int q = 0; q < 3; ++q) times_g<T>(g + q, 3, half + q, 3);
+        for (int r = 0; r < 4; ++r) times_g<T>(half + r * 3, 1, u + r * 4, 1);
+        for (int64_t p = 0; p < kProducts; ++p) simd::store(to + p * channels * kCols<T> + v * W, u[p]);
+      }
     }
   });
 }
