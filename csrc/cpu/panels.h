@@ -103,9 +103,16 @@ void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed
 template <class T>
 struct Panels {
   int64_t rows, n, first_packed;
-  // readers: how many rows of tiles will read each panel. Where b's own rows are short, packing pays late.
+  // readers: how many rows of tiles will read each panel.
   Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
-      : rows(rows), n(n), first_packed(transposed || readers >= (n <= 4 * kCols<T> ? 16 : 4) * kRows ? 0 : n / kCols<T>) {}
+      : rows(rows), n(n), first_packed(transposed || readers >= few_readers() * kRows ? 0 : n / kCols<T>) {}
+
+  // Packing pays late where b's own rows are short, and later still where all of it stays in L2 and its rows are whole
+  // lines.
+  int64_t few_readers() const {
+    if (n <= 4 * kCols<T>) return 16;
+    return n <= 8 * kCols<T> && n % kAlign<T> == 0 && rows * n * int64_t(sizeof(T)) <= 512 * 1024 ? 32 : 4;
+  }
 
   int64_t count() const { return panel_count(n, kCols<T>); }
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
