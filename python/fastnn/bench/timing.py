@@ -25,7 +25,8 @@ from .family import Case, Expected, Inputs, Work
 FLUSH_BYTES = 2**29
 SAME = 0.03  # what differs by less than this is called the same, where the spread allows to say so
 WARM_SECONDS, WARM_CALLS = 0.1, 3
-REST_SECONDS, REST_TRIES = 0.012, 30  # the former longer than a tick (10 ms at most), by which a busy thread's time is counted
+# A rest is longer than a tick (10 ms at most): the time of a thread that spins is counted tick by tick.
+REST_SECONDS, REST_TRIES = 0.012, 30
 
 
 class Unsupported(Exception):
