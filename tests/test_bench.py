@@ -326,6 +326,18 @@ def test_threads_that_spin_show():
     assert contender.idle_cpu_seconds >= spun[0] > 0
 
 
+def test_a_turn_waits_for_threads_that_spin():
+    """NumPy's OpenBLAS has its threads look for work some 130 ms after a product."""
+    contender = timing.Local("numpy", None)
+    a = np.ones((512, 512), np.float32)
+    for _ in range(20):
+        a @ a
+    contender.rest()
+    begin = time.process_time()
+    time.sleep(0.1)
+    assert time.process_time() - begin < 0.05
+
+
 # ---------------------------------------------------------------------- files
 
 
