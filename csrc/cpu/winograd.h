@@ -19,13 +19,18 @@ namespace fastnn::FASTNN_TARGET {
 
 constexpr int kProducts = 16;
 
+// Tiles of 2 x 2 that images of h x w are covered with.
+inline int64_t tile_count(int64_t images, int64_t h, int64_t w) {
+  return images * ((h + 1) / 2) * ((w + 1) / 2);
+}
+
 // For a convolution or one of its gradients, in tiles of images of h x w. By the shape alone, where the transforms
 // pay: of the filter by enough tiles, of the tiles by enough channels, and where padding is not most of what a tile reads.
 inline bool winograd_fits(const Conv2dShape& s, int64_t h, int64_t w) {
   constexpr int64_t kChannels = 16, kTiles = 64;
   if (s.precision != Precision::kWinograd || s.kh != 3 || s.kw != 3 || s.sh != 1 || s.sw != 1 || s.dh != 1 || s.dw != 1)
     return false;
-  const int64_t tiles = s.n * ((h + 1) / 2) * ((w + 1) / 2), products = s.n * s.ho * s.wo * 9;
+  const int64_t tiles = tile_count(s.n, h, w), products = s.n * s.ho * s.wo * 9;
   return s.c >= kChannels && s.k >= kChannels && tiles >= kTiles && 3 * products >= 4 * kProducts * tiles;
 }
 
@@ -88,23 +93,22 @@ struct TileGrid {
   Image source, out;
   int64_t pad_top, pad_left;
 
-  int64_t down() const { return (out.h + 1) / 2; }
-  int64_t across() const { return (out.w + 1) / 2; }
-
-  // Calls f(t, output tile, source tile) for `count` of them from `begin` on.
-  template <class T, class F>
-  void list(int64_t begin, int64_t count, const T* x, F f) const {
-    OutputTile at{begin / (down() * across()), begin / across() % down() * 2, begin % across() * 2};
+  // Lists `count` tiles from `begin` on, of source x.
+  template <class T>
+  void list(int64_t begin, int64_t count, const T* x, OutputTile* at, SourceTile<T>* from) const {
+    const int64_t down = (out.h + 1) / 2, across = (out.w + 1) / 2;
+    OutputTile next{begin / (down * across), begin / across % down * 2, begin % across * 2};
     for (int64_t t = 0; t < count; ++t) {
-      const int64_t top = at.i - pad_top, left = at.j - pad_left;
+      const int64_t top = next.i - pad_top, left = next.j - pad_left;
       unsigned inside = 0;
       for (int64_t r = 0; r < 4; ++r)
         for (int64_t q = 0; q < 4; ++q)
           inside |= unsigned(top + r >= 0 && top + r < source.h && left + q >= 0 && left + q < source.w) << (r * 4 + q);
-      f(t, at, SourceTile<T>{x + source.at(at.n, top, left), inside, t > 0 && at.j > 0});
-      at.j += 2;
-      if (at.j >= out.w) at.j = 0, at.i += 2;
-      if (at.i >= out.h) at.i = 0, ++at.n;
+      at[t] = next;
+      from[t] = {x + source.at(next.n, top, left), inside, t > 0 && next.j > 0};
+      next.j += 2;
+      if (next.j >= out.w) next.j = 0, next.i += 2;
+      if (next.i >= out.h) next.i = 0, ++next.n;
     }
   }
 };
@@ -137,10 +141,10 @@ struct WinogradJob {
   }
 
   T direct(int64_t image, int64_t i, int64_t j, int64_t column) const {
+    const Image& source = grid.source;
     T sum = 0;
     for (int64_t r = 0; r < 3; ++r)
       for (int64_t q = 0; q < 3; ++q) {
-        const Image& source = grid.source;
         const int64_t row = i - grid.pad_top + r, col = j - grid.pad_left + q;
         if (row < 0 || row >= source.h || col < 0 || col >= source.w) continue;
         const T* pixel = x + source.at(image, row, col);
@@ -159,7 +163,7 @@ void winograd_conv(const WinogradJob<T>& job, T* workspace, Emit emit) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   const T* const filter = aligned(workspace);
-  const int64_t tiles = job.images * job.grid.down() * job.grid.across(), panels = panel_count(out.c, kCols<T>);
+  const int64_t tiles = tile_count(job.images, out.h, out.w), panels = panel_count(out.c, kCols<T>);
   const int64_t width = panel_count(source.c, W) * W;  // channels in whole vectors
 
   // Tiles at once: few, so that what belongs to them stays in L1; where the filter does not stay in L2, as many as let it.
@@ -180,9 +184,8 @@ void winograd_conv(const WinogradJob<T>& job, T* workspace, Emit emit) {
     OutputTile at[kMost];
     SourceTile<T> from[kMost];
     const T* rows[kMost];
-    job.grid.list(begin, count, job.x, [&](int64_t t, const OutputTile& out_tile, const SourceTile<T>& source_tile) {
-      at[t] = out_tile, from[t] = source_tile, rows[t] = transformed + t * width;
-    });
+    job.grid.list(begin, count, job.x, at, from);
+    for (int64_t t = 0; t < count; ++t) rows[t] = transformed + t * width;
 
     for (int r = 0; r < 4; ++r) {
       winograd_source(r, from, count, source, transformed, width, step);

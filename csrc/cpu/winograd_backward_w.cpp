@@ -17,13 +17,13 @@ namespace {
 // By the shape alone, for the bits' sake: slices of at least kSlice tiles, in blocks that stay in L2 with both transforms.
 template <class T>
 struct Cut {
-  int64_t tiles, panels, slices, block;
-  explicit Cut(const Conv2dShape& s) : tiles(s.n * ((s.ho + 1) / 2) * ((s.wo + 1) / 2)), panels(panel_count(s.k, kCols<T>)) {
+  int64_t tiles, panels, product_size, slices, block;
+  explicit Cut(const Conv2dShape& s)
+      : tiles(tile_count(s.n, s.ho, s.wo)), panels(panel_count(s.k, kCols<T>)), product_size(panels * s.c * kCols<T>) {
     constexpr int64_t kSlice = 512, kSlices = 16, kPartials = 1 << 22, kBlock = 128, kL2 = 128 * 1024 / int64_t(sizeof(T));
-    slices = std::clamp<int64_t>(std::min(tiles / kSlice, kPartials / product_size(s.c) / kProducts), 1, kSlices);
+    slices = std::clamp<int64_t>(std::min(tiles / kSlice, kPartials / product_size / kProducts), 1, kSlices);
     block = std::clamp<int64_t>(kL2 / (s.c + s.k), 16, kBlock);
   }
-  int64_t product_size(int64_t channels) const { return panels * channels * kCols<T>; }
 };
 
 // A dy for two vectors.
@@ -89,15 +89,13 @@ void sum_slice(const Conv2dShape& s, const Cut<T>& cut, int64_t slice, int64_t f
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first_tile = begin + (end - begin) * block / blocks;
     const int64_t count = begin + (end - begin) * (block + 1) / blocks - first_tile;
-    grid.list(first_tile, count, x, [&](int64_t t, const OutputTile& out_tile, const SourceTile<T>& source_tile) {
-      at[t] = out_tile, from[t] = source_tile;
-    });
+    grid.list(first_tile, count, x, at.data(), from.data());
     for (int64_t r = first_row; r < end_row; ++r) {
       winograd_source(int(r), from.data(), count, grid.source, source, width, step);
       for (int64_t t = 0; t < count; ++t)
         transform_dy(int(r), dy, grid.out, at[t], gradient + t * kCols<T>, cut.panels * panel_step, panel_step);
       for (int64_t q = 0; q < 4; ++q) {
-        T* const sum = sums + (r * 4 + q) * cut.product_size(s.c);
+        T* const sum = sums + (r * 4 + q) * cut.product_size;
         const Run run{0, 0, count};
         TileArgs<T> t{};
         t.step = width, t.runs = &run, t.run_count = 1, t.ldb = kCols<T>, t.beta = 1;
@@ -123,7 +121,7 @@ template <class T>
 bool transform_back(const Conv2dShape& s, const Cut<T>& cut, const T* sums, T* dw) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
-  const int64_t step = cut.product_size(s.c);
+  const int64_t step = cut.product_size;
   std::atomic<bool> finite{true};
   parallel_chunks(s.c, 4, [&](int64_t begin, int64_t end) {
     V zero{};
@@ -152,7 +150,7 @@ bool transform_back(const Conv2dShape& s, const Cut<T>& cut, const T* sums, T* d
 template <class T>
 int64_t winograd_backward_w_workspace(const Conv2dShape& s) {
   const Cut<T> cut(s);
-  return cut.slices * kProducts * cut.product_size(s.c) + kAlign<T>;
+  return cut.slices * kProducts * cut.product_size + kAlign<T>;
 }
 
 template <class T>
@@ -163,8 +161,7 @@ bool winograd_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T
   const int64_t parts = cut.slices >= 4 * get_num_threads() ? 1 : 4;
   parallel_for(cut.slices * parts, [&](int64_t item) {
     const int64_t slice = item / parts, part = item % parts;
-    sum_slice(s, cut, slice, part * 4 / parts, (part + 1) * 4 / parts, dy, x,
-              sums + slice * kProducts * cut.product_size(s.c));
+    sum_slice(s, cut, slice, part * 4 / parts, (part + 1) * 4 / parts, dy, x, sums + slice * kProducts * cut.product_size);
   });
   return transform_back(s, cut, sums, dw);
 }
