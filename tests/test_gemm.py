@@ -122,6 +122,13 @@ def test_gemm_of_long_sums_and_page_long_rows(on_host, rng, m, n, k, transposes,
             )
 
 
+def test_chunks_are_largest_where_b_fills_the_caches(on_host, rng):
+    """A chunk of rows has 16 tiles at the most: 448 rows are two such chunks of AVX-512's or NEON's 14 rows."""
+    a, b = operands(integers, rng, 448, 1000, 1100, np.float32)
+    with on_host("cpu"):
+        assert_identical(ops.gemm(a, b), reference.gemm(a, b))
+
+
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize(("m", "k"), [(30, 1024), (1024, 30), (30, 3000)])
 def test_blocks_and_packing_change_no_bits(on_host, rng, m, k, transpose_a):

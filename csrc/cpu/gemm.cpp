@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kChunk = 16;           // row tiles per item at the most
 constexpr int64_t kCached = 4 << 20;     // bytes of b that may be expected to stay in the caches
-constexpr int64_t kGroup = 16;           // panels per item at the least, and twice as many at the most
+constexpr int64_t kGroup = 16;           // panels per item at the least where threads do not want fewer
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
@@ -27,17 +27,31 @@ Panels<T> panels_of_b(const GemmShape& s) {
 // How y is cut into items, for so many threads; no bit of the result depends on it.
 template <class T>
 struct Cut {
+  bool packed;             // whether rows are packed
   int64_t chunks, groups;  // of rows, of panels
   Cut(const GemmShape& s, int64_t threads) {
-    const int64_t panels = panel_count(s.n, kCols<T>), tiles = (s.m + kRows - 1) / kRows;
+    const int64_t panels = panel_count(s.n, kCols<T>);
+    packed = s.transpose_a || panels >= kPacked;
+    const int64_t height = packed ? kAdjacentRows : kRows, tiles = (s.m + height - 1) / height;
+    const auto worth = [&](int64_t rows) {  // panels that are worth a thread's while
+      return std::max<int64_t>(kLeastWork / std::max<int64_t>(rows * s.k * kCols<T>, 1), 1);
+    };
+    // Each thread has panels of its own if it can: it packed them, and what one core wrote another one gets slowly.
+    const int64_t own = std::min(threads, panels / std::max(kPacked, worth(s.m)));
+    groups = packed ? std::max({own, panels / std::max(kGroup, worth(s.m)), int64_t(1)}) : 1;
     // Items for threads that are not equally fast; but where b is too large for the caches, each chunk fetches it again.
-    const int64_t items = threads * (s.k * s.n * int64_t(sizeof(T)) > kCached ? 1 : 4);
-    chunks = std::max({std::min(items, tiles / 2), (tiles + kChunk - 1) / kChunk, int64_t(1)});
-    // Rows that are not packed gain nothing by more panels than are worth a thread's while.
-    const int64_t worth = kLeastWork / std::max<int64_t>(s.m / chunks * s.k * kCols<T>, 1);
-    const int64_t least = s.transpose_a || panels >= kPacked ? kGroup : 1;
-    groups = std::max<int64_t>(panels / std::max({worth, least, int64_t(1)}), 1);
+    const int64_t items = s.k * s.n * int64_t(sizeof(T)) > kCached ? threads : threads > 1 ? 8 * threads : 4;
+    const int64_t chunk = std::clamp<int64_t>(tiles * groups / items, 2, kChunk);
+    chunks = tiles < 4 ? 1 : (tiles + chunk - 1) / chunk;
+    // As many for each thread, where that makes them little smaller.
+    if (chunks >= 4 * threads) chunks = (chunks + threads - 1) / threads * threads;
+    // Rows that are not packed gain nothing by more panels than are worth it.
+    if (!packed) groups = std::max<int64_t>(panels / worth(s.m / chunks), 1);
   }
+  int64_t items() const { return chunks * groups; }
+  // Neighbours share what is packed: columns of b, or, where they are many, rows of a.
+  int64_t chunk(int64_t item) const { return packed ? item % chunks : item / groups; }
+  int64_t group(int64_t item) const { return packed ? item / chunks : item % groups; }
 };
 
 template <class T>
@@ -62,9 +76,8 @@ void pack_rows(const GemmShape& s, const T* a, int64_t first, int64_t count, int
 
 // Rows [first, first + count) by panels [left, right).
 template <class T>
-void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, int64_t right) {
+void gemm_item(const Product<T>& g, bool packed, int64_t first, int64_t count, int64_t left, int64_t right) {
   const GemmShape& s = g.s;
-  const bool packed = s.transpose_a || right - left >= kPacked;
   const int64_t blocks = std::max<int64_t>((s.k + kDepth - 1) / kDepth, 1), longest = (s.k + blocks - 1) / blocks;
   const int64_t sums_size = blocks > 1 ? count * (right - left) * kCols<T> : 0;
   const std::unique_ptr<T[]> memory(new T[size_t(sums_size + (packed ? count * longest : 0) + 2 * kAlign<T>)]);
@@ -72,8 +85,8 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
   T* const packed_rows = sums + sums_size;
 
   const T* rows[kRows];
-  const T* c_rows[kRows * kChunk];
-  T* y_rows[kRows * kChunk];
+  const T* c_rows[kAdjacentRows * kChunk];
+  T* y_rows[kAdjacentRows * kChunk];
   for (int64_t r = 0; r < count; ++r) {
     c_rows[r] = g.c ? g.c + (first + r) * s.n : nullptr;
     y_rows[r] = g.y + (first + r) * s.n;
@@ -88,6 +101,8 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
     if (packed) pack_rows(s, g.a, first, count, k, depth, packed_rows);
     for (int64_t panel = left; panel < right; ++panel) {
       g.panels.select(t, g.b, g.workspace, panel);
+      const bool fetches = kFetchesNext && panel + 1 < right && panel + 1 >= g.panels.first_packed;
+      const T* const next = fetches ? g.panels.packed(g.workspace, panel + 1) + k * kCols<T> : nullptr;
       const auto next_rows = [&](int64_t begin) {
         t.y = y_rows + begin, t.c = g.c ? c_rows + begin : nullptr;
         T* const sum = sums + ((panel - left) * count + begin) * kCols<T>;
@@ -97,6 +112,9 @@ void gemm_item(const Product<T>& g, int64_t first, int64_t count, int64_t left, 
       if (packed)
         for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
           next_rows(begin);
+          // Each tile brings its part of the next panel.
+          t.next = next ? next + begin * depth / count * kCols<T> : nullptr;
+          t.next_step = (m * kCols<T> + count - 1) / count;
           rows[0] = packed_rows + begin * depth, t.step = m;
           run_tile<T, false>(m, t);
         });
@@ -129,10 +147,10 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
   pack_panels(panels, b, s.transpose_b, workspace);
   const Product<T> g{s, a, b, beta == T(0) ? nullptr : c, bias, alpha, beta, relu, y, workspace, panels};
   const Cut<T> cut(s, get_num_threads());
-  parallel_for(cut.chunks * cut.groups, [&](int64_t item) {
-    const int64_t row = item / cut.groups, column = item % cut.groups;
-    const int64_t first = s.m * row / cut.chunks, left = panels.count() * column / cut.groups;
-    gemm_item(g, first, s.m * (row + 1) / cut.chunks - first, left, panels.count() * (column + 1) / cut.groups);
+  parallel_for(cut.items(), [&](int64_t item) {
+    const int64_t chunk = cut.chunk(item), group = cut.group(item);
+    const int64_t first = s.m * chunk / cut.chunks, count = s.m * (chunk + 1) / cut.chunks - first;
+    gemm_item(g, cut.packed, first, count, panels.count() * group / cut.groups, panels.count() * (group + 1) / cut.groups);
   });
 }
 

@@ -128,10 +128,12 @@ struct Panels {
   }
 };
 
-// Packs the panels that are to be. Rows are read whole, a few at a time: a panel's own part of each lies in another page.
+// Packs the panels that are to be, neighbours by one thread: it reads a few rows' parts in all of them before the next rows,
+// as a row's next part lies in the same page.
 template <class T>
 void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* workspace) {
-  constexpr int64_t kElements = 1 << 14;  // that are worth a thread's while
+  constexpr int64_t kElements = 1 << 14;             // that are worth a thread's while
+  constexpr int64_t kNeighbours = 4, kFewRows = 16;  // long pieces of rows, that leave room in L1 for their copies
   const int64_t first = panels.first_packed, count = panels.count() - first;
   if (transposed)
     return parallel_chunks(count, std::max<int64_t>(kElements / std::max<int64_t>(panels.rows * kCols<T>, 1), 1),
@@ -141,10 +143,15 @@ void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* worksp
                                           panels.packed(workspace, panel));
                            });
   if (count == 0) return;
-  parallel_chunks(panels.rows, std::max<int64_t>(kElements / (count * kCols<T>), 16), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = first; panel < first + count; ++panel)
-      pack_panel(b + begin * panels.n, end - begin, panels.n, panels.n, false, panel * kCols<T>,
-                 panels.packed(workspace, panel) + begin * kCols<T>);
+  const int64_t rows = std::max(kElements / (std::min(count, kNeighbours) * kCols<T>), kFewRows);
+  const int64_t groups = panel_count(count, kNeighbours), blocks = panel_count(panels.rows, rows);
+  parallel_for(groups * blocks, [&](int64_t item) {
+    const int64_t left = item / blocks * kNeighbours, right = std::min(left + kNeighbours, count);
+    const int64_t begin = item % blocks * rows, end = std::min(begin + rows, panels.rows);
+    for (int64_t row = begin; row < end; row += kFewRows)
+      for (int64_t panel = first + left; panel < first + right; ++panel)
+        pack_panel(b + row * panels.n, std::min(kFewRows, end - row), panels.n, panels.n, false, panel * kCols<T>,
+                   panels.packed(workspace, panel) + row * kCols<T>);
   });
 }
 

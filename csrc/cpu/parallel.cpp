@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <system_error>
@@ -43,8 +44,20 @@ inline int this_cpu() {
 inline void leave_cpu(int) {}
 #endif
 
-// How long a thread looks before it sleeps: a few tens of microseconds, about the time from one kernel to the next.
-constexpr int kSpins = 1000;
+// How long a thread looks before it sleeps: longer than Python takes from one step of training to the next, as to wake up
+// takes some ten microseconds more.
+constexpr std::chrono::microseconds kPatience(200);
+
+// Looks until done(), or until it has lost patience; whether done.
+template <class F>
+bool spin_until(F done) {
+  constexpr int kLooks = 16;  // between two looks at the clock
+  for (auto begin = std::chrono::steady_clock::now();;) {
+    for (int look = 0; look < kLooks; ++look, pause_cpu())
+      if (done()) return true;
+    if (std::chrono::steady_clock::now() - begin > kPatience) return false;
+  }
+}
 
 class Pool {
  public:
@@ -71,14 +84,10 @@ class Pool {
     take_items(0);
     // Closed, so that a worker that wakes up late stays out: the caller waits for members only, never for a sleeper.
     members_.fetch_add(kClosed, std::memory_order_acq_rel);
-    for (int spin = 0;; ++spin) {
-      const int seen = members_.load(std::memory_order_acquire);
-      if (seen == kClosed) break;
-      if (spin < kSpins)
-        pause_cpu();
-      else
-        members_.wait(seen, std::memory_order_acquire);
-    }
+    int seen = 0;
+    const auto closed = [&] { return (seen = members_.load(std::memory_order_acquire)) == kClosed; };
+    if (!spin_until(closed))
+      while (!closed()) members_.wait(seen, std::memory_order_acquire);
   }
 
   // Ends the workers; the caller holds no region open.
@@ -117,8 +126,8 @@ class Pool {
   void work(int index) {
     uint32_t seen = 0;
     for (;;) {
-      for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen && spin < kSpins; ++spin) pause_cpu();
-      epoch_.wait(seen, std::memory_order_acquire);
+      if (!spin_until([&] { return epoch_.load(std::memory_order_acquire) != seen; }))
+        epoch_.wait(seen, std::memory_order_acquire);
       seen = epoch_.load(std::memory_order_acquire);
       if (stopping_.load(std::memory_order_relaxed)) return;
       // Even where the region is over: a worker that never gets its turn in time must move, too.

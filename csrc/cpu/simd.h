@@ -53,6 +53,12 @@ template <class T>
   __builtin_prefetch(p);
 }
 
+// Into the L2 cache, for what comes later.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_l2(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
 template <class T>
 [[gnu::always_inline]] inline void prefetch_to_write(T* p) {
   __builtin_prefetch(p, 1);

@@ -12,12 +12,9 @@ void tile(const TileArgs<T>& t) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   V sum0[M], sum1[M];
-  if (!t.stop) {
+  if (!t.stop && !fetches_late<M, L>(t)) {
 #pragma GCC unroll 14
-    for (int i = 0; i < M; ++i) {
-      simd::prefetch_to_write(t.y[i] + t.column);
-      if (Wide) simd::prefetch_to_write(t.y[i] + t.column + t.n - 1);
-    }
+    for (int i = 0; i < M; ++i) fetch_y<T, Wide>(t, i);
   }
   accumulate<T, M, L, Wide>(t, sum0, sum1);
   if (t.stop) {
@@ -75,6 +72,10 @@ void run_tile(int64_t m, const TileArgs<T>& t) {
   constexpr Layout kPacked = Gathered ? Layout::kGatheredPacked : Layout::kAdjacent;
   static constexpr auto wide = tile_table<T, kPacked, true>(Rows{});
   static constexpr auto narrow = tile_table<T, kPacked, false>(Rows{});
+  if constexpr (!Gathered && kFetchesNext) {
+    static constexpr auto ahead = tile_table<T, Layout::kAdjacentAhead, true>(Rows{});
+    if (t.next) return ahead.data()[m - 1](t);
+  }
   if constexpr (Gathered) {
     static constexpr auto in_place = tile_table<T, Layout::kGathered, true>(Rows{});
     if (t.ldb != kCols<T>) return in_place.data()[m - 1](t);

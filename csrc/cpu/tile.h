@@ -40,20 +40,40 @@ struct TileArgs {
   bool relu = false;
   const T* start = nullptr;  // sums to go on from, M rows of kCols; null: zeros
   T* stop = nullptr;         // where to leave the sums for another call to go on from; null: they are whole, write y
+  // Rows that are adjacent: what a tile after this one will read, fetched into L2 meanwhile, next_step elements with each k.
+  // Null: nothing.
+  const T* next = nullptr;
+  int64_t next_step = 0;
 };
 
 constexpr int kRows = simd::kRegisters == 32 ? 12 : 6;          // gathered: as many addresses as can be kept, too
 constexpr int kAdjacentRows = simd::kRegisters == 32 ? 14 : 6;  // adjacent
 template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
-constexpr int kAhead = 8;  // rows of b
+constexpr int kAhead = 8;     // rows of b
+constexpr int kBetween = 16;  // terms from one row of y that is fetched to the next
+// Whether tiles fetch what comes next. Those of shorter vectors would take more time for it than they save.
+constexpr bool kFetchesNext = simd::kBytes == 64;
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
               "accumulators, one row of b and one element of a stay in registers");
 
 // Where the tile reads a and b from. Addresses are registers, and 12 of them leave two: rows gathered against a packed b
 // (ldb is kCols) stay where they are, and a run has a limit of its own; against another b, they are moved to each run's
-// end, up to which k counts.
-enum class Layout { kGatheredPacked, kGathered, kAdjacent };
+// end, up to which k counts. kAdjacentAhead is kAdjacent with a `next`.
+enum class Layout { kGatheredPacked, kGathered, kAdjacent, kAdjacentAhead };
+
+// Brings the lines of row i of y, which the tile will write, into L1.
+template <class T, bool Wide>
+[[gnu::always_inline]] inline void fetch_y(const TileArgs<T>& t, int i) {
+  simd::prefetch_to_write(t.y[i] + t.column);
+  if (Wide) simd::prefetch_to_write(t.y[i] + t.column + t.n - 1);
+}
+
+// Whether rows of y are fetched one now and then while the sum runs: all at once, they would hold up a long one.
+template <int M, Layout L, class T>
+[[gnu::always_inline]] inline bool fetches_late(const TileArgs<T>& t) {
+  return L == Layout::kAdjacentAhead && !t.stop && t.runs->length >= M * kBetween;
+}
 
 // The sums of M rows and both vectors of columns. Wide: all kCols columns. Otherwise only the first vector's, for panels
 // with no more.
@@ -61,7 +81,8 @@ template <class T, int M, Layout L, bool Wide>
 [[gnu::always_inline]] inline void accumulate(const TileArgs<T>& t, simd::V<T> (&sum0)[M], simd::V<T> (&sum1)[M]) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
-  constexpr bool kAdjacent = L == Layout::kAdjacent, kToEnd = L == Layout::kGathered;
+  constexpr bool kFetches = L == Layout::kAdjacentAhead, kToEnd = L == Layout::kGathered,
+                 kAdjacent = L == Layout::kAdjacent || kFetches;
 #pragma GCC unroll 14
   for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
   if (t.start) {
@@ -73,30 +94,42 @@ template <class T, int M, Layout L, bool Wide>
   }
 
   const int64_t step = t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
+  int fetched = fetches_late<M, L>(t) ? 0 : M;  // rows of y
+  const T* next = t.next;
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
     const int64_t from = kToEnd ? run->a + run->length : kAdjacent ? run->a : 0, end = run->a + run->length - from;
     const T* a[M];
 #pragma GCC unroll 14
     for (int i = 0; i < M; ++i) a[i] = t.rows[kAdjacent ? 0 : i] + from;
     const T* b = t.b + run->b * ldb;
-    for (int64_t k = run->a - from; k != end; ++k, b += ldb) {
-      // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
-      simd::prefetch(b + kAhead * ldb);
-      if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
-      const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
+    int64_t k = run->a - from;
+    const auto sum_until = [&](int64_t stop) __attribute__((always_inline)) {
+      for (; k != stop; ++k, b += ldb) {
+        if constexpr (kFetches) simd::prefetch_l2(next), next += t.next_step;
+        // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
+        simd::prefetch(b + kAhead * ldb);
+        if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
+        const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
-      for (int i = 0; i < M; ++i) {
-        const T* const element = kAdjacent ? &a[0][k * step + i] : &a[i][k];
-        if (kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
-          sum0[i] = simd::multiply_add(element, b0, sum0[i]);
-          if (Wide) sum1[i] = simd::multiply_add(element, b1, sum1[i]);
-        } else {
-          const V x = simd::broadcast(*element);
-          sum0[i] = simd::multiply_add(x, b0, sum0[i]);
-          if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
+        for (int i = 0; i < M; ++i) {
+          const T* const element = kAdjacent ? &a[0][k * step + i] : &a[i][k];
+          if (kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
+            sum0[i] = simd::multiply_add(element, b0, sum0[i]);
+            if (Wide) sum1[i] = simd::multiply_add(element, b1, sum1[i]);
+          } else {
+            const V x = simd::broadcast(*element);
+            sum0[i] = simd::multiply_add(x, b0, sum0[i]);
+            if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
+          }
         }
       }
-    }
+    };
+    if constexpr (kFetches)
+      for (; fetched < M; ++fetched) {
+        fetch_y<T, Wide>(t, fetched);
+        sum_until(k + kBetween);
+      }
+    sum_until(end);
   }
 }
 
