@@ -246,7 +246,7 @@ struct WeightCut {
         std::min({kItems / (s.kh * groups), s.n * s.ho * s.wo / kSlicePixels, kPartials / (s.kh * s.kw * s.c * s.k)});
     slices = std::max<int64_t>(most, 1);
   }
-  static constexpr int64_t kGroup = 4;  // panels of an item at the most
+  static constexpr int64_t kGroup = 16;  // panels of an item at the most
 };
 
 // What of dw an item computes: elements [from, to) of the (KW, C) of rows of taps [r, r_end), and panels [left, right).
@@ -266,10 +266,11 @@ class WeightItem {
         part_(part),
         columns_(std::min(part.right * kCols<T>, s.k) - part.left * kCols<T>),
         panels_(part.right - part.left),
+        room_(std::min<int64_t>(kPixels, kPacked / (panels_ * kCols<T> * int64_t(sizeof(T))))),
         x_packed_(panels_ > 2 && s.kw * s.c > 2 * kAdjacentRows),
         dy_packed_((panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows) || columns_ % kCols<T> != 0),
         dw_(dw + part.left * kCols<T>),
-        memory_(new T[size_t((dy_packed_ ? panels_ * kPixels * kCols<T> : 0) + (x_packed_ ? kPixels * kAdjacentRows : 0) +
+        memory_(new T[size_t((dy_packed_ ? panels_ * room_ * kCols<T> : 0) + (x_packed_ ? room_ * kAdjacentRows : 0) +
                              3 * kAlign<T>)]) {
     for (int64_t r = part.r; r < part.r_end; ++r)
       for (int64_t i = part.from; i < part.to; ++i) std::fill_n(dw_ + (r * s.kw * s.c + i) * s.k, columns_, T(0));
@@ -285,7 +286,7 @@ class WeightItem {
         // Output pixels of the class lie side by side, so their sources are sw apart: one run per image row, or a part of
         // it.
         const int64_t length = int64_t(cols.out.size()), pixels = (end - begin) * length;
-        const int64_t blocks = dy_packed_ ? (pixels + kPixels - 1) / kPixels : 1;
+        const int64_t blocks = dy_packed_ ? (pixels + room_ - 1) / room_ : 1;
         const int64_t most = blocks ? (pixels + blocks - 1) / blocks : 0;  // of a block
         // Counted on, because some processors take a hundred cycles to divide.
         int64_t n = begin / height, i = begin % height;
@@ -305,16 +306,17 @@ class WeightItem {
   }
 
  private:
-  static constexpr int64_t kPixels = 512;  // of a block, at the most
+  static constexpr int64_t kPixels = 512;         // of a block, at the most
+  static constexpr int64_t kPacked = 512 * 1024;  // bytes of dy that it packs, at the most: they stay in L2
 
   void add_block(const AxisClass& rows, const AxisClass& cols) {
-    T *const b = aligned(memory_.get()), *const a = b + (dy_packed_ ? panels_ * kPixels * kCols<T> : 0);
+    T *const b = aligned(memory_.get()), *const a = b + (dy_packed_ ? panels_ * room_ * kCols<T> : 0);
     if (dy_packed_) {
       int64_t k = 0;
       for (Run& run : runs_) {
         for (int64_t panel = 0; panel < panels_; ++panel)
           pack_panel(dy_ + run.b * s_.k, run.length, columns_, s_.k, false, panel * kCols<T>,
-                     b + (panel * kPixels + k) * kCols<T>);
+                     b + (panel * room_ + k) * kCols<T>);
         run.b = std::exchange(k, k + run.length);
       }
     }
@@ -354,7 +356,7 @@ class WeightItem {
         for (int64_t i = 0; i < m; ++i) y_rows[i] = dw + (begin + first + i) * s_.k;
         t.rows = &source, t.y = y_rows, t.c = y_rows;
         for (int64_t panel = 0; panel < panels_; ++panel) {
-          t.b = dy_packed_ ? b + panel * kPixels * kCols<T> : dy_ + panel * kCols<T>;
+          t.b = dy_packed_ ? b + panel * room_ * kCols<T> : dy_ + panel * kCols<T>;
           t.column = panel * kCols<T>;
           t.n = std::min<int64_t>(kCols<T>, columns_ - t.column);
           run_tile<T, false>(m, t);
@@ -366,9 +368,9 @@ class WeightItem {
   const Conv2dShape& s_;
   const T *x_, *dy_;
   const WeightPart part_;
-  const int64_t columns_, panels_;
-  const bool x_packed_;   // where more than two panels read it; then dy is, too
-  const bool dy_packed_;  // where more than two tiles read it, or it does not fill its panels
+  const int64_t columns_, panels_, room_;  // room for so many pixels in a block
+  const bool x_packed_;                    // where more than two panels read it; then dy is, too
+  const bool dy_packed_;                   // where more than two tiles read it, or it does not fill its panels
   T* const dw_;
   const std::unique_ptr<T[]> memory_;
   std::vector<Run> runs_;
