@@ -41,7 +41,7 @@ struct Cut {
     groups = packed ? std::max({own, panels / std::max(kGroup, worth(s.m)), int64_t(1)}) : 1;
     // Items for threads that are not equally fast; but where b is too large for the caches, each chunk fetches it again.
     const int64_t items = s.k * s.n * int64_t(sizeof(T)) > kCached ? threads : threads > 1 ? 8 * threads : 4;
-    const int64_t chunk = std::clamp<int64_t>(tiles * groups / items, 2, kChunk);
+    const int64_t chunk = std::clamp<int64_t>((tiles * groups + items - 1) / items, 2, kChunk);
     chunks = tiles < 4 ? 1 : (tiles + chunk - 1) / chunk;
     // As many for each thread, where that makes them little smaller.
     if (chunks >= 4 * threads) chunks = (chunks + threads - 1) / threads * threads;
