@@ -1,8 +1,9 @@
 // GEMM: y (M, N) = relu?(alpha * op(a) op(b) + beta * c + bias).
 //
 // A unit of work is a chunk of y's rows by a group of b's panels. The sum goes in blocks of terms: a block of the chunk's
-// rows is packed as the tiles read it and stays in L2 while the panels pass by, each read from L1 by all tiles but the
-// first. Work: 2 M N K flops, bound by arithmetic for M and N over some 50, by reading b below.
+// rows is packed as the tiles read it and stays in L2 while the panels pass by, each read from afar by its first tile alone,
+// and not even by that where the tiles before have fetched it. Work: 2 M N K flops, bound by arithmetic for M and N over
+// some 50, by reading b below.
 #include <memory>
 #include <stdexcept>
 
@@ -14,7 +15,7 @@ namespace {
 
 constexpr int64_t kChunk = 16;           // row tiles per item at the most
 constexpr int64_t kCached = 4 << 20;     // bytes of b that may be expected to stay in the caches
-constexpr int64_t kGroup = 16;           // panels per item at the least where threads do not want fewer
+constexpr int64_t kGroup = 16;           // panels per item at the least, unless threads have fewer of their own
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
