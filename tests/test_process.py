@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import fastnn
@@ -92,6 +93,19 @@ def test_the_gil_is_released_in_a_kernel(rng):
     thread.join()
     fastnn.set_num_threads(before)
     assert during >= 2
+
+
+def test_threads_sleep_while_there_is_nothing_to_do(rng):
+    """They look for the next kernel for 0.2 ms only."""
+    x = floats(rng, (1000, 1000))
+    before = fastnn.get_num_threads()
+    fastnn.set_num_threads(3)
+    ops.relu(x)
+    time.sleep(0.02)
+    begin = time.process_time()
+    time.sleep(0.2)
+    fastnn.set_num_threads(before)
+    assert time.process_time() - begin < 0.05
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
