@@ -45,17 +45,20 @@ inline void leave_cpu(int) {}
 #endif
 
 // How long a thread looks before it sleeps: longer than Python takes from one step of training to the next, as to wake up
-// takes some ten microseconds more.
-constexpr std::chrono::microseconds kPatience(200);
+// takes some ten microseconds more. After a few tens, about the time from one kernel to the next, whoever else has work may
+// have its processor.
+constexpr std::chrono::microseconds kPatience(200), kAlone(25);
 
 // Looks until done(), or until it has lost patience; whether done.
 template <class F>
 bool spin_until(F done) {
   constexpr int kLooks = 16;  // between two looks at the clock
-  for (auto begin = std::chrono::steady_clock::now();;) {
+  for (const auto begin = std::chrono::steady_clock::now();;) {
     for (int look = 0; look < kLooks; ++look, pause_cpu())
       if (done()) return true;
-    if (std::chrono::steady_clock::now() - begin > kPatience) return false;
+    const auto spent = std::chrono::steady_clock::now() - begin;
+    if (spent > kPatience) return false;
+    if (spent > kAlone) std::this_thread::yield();
   }
 }
 
