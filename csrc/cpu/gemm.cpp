@@ -96,14 +96,16 @@ void gemm_item(const Product<T>& g, bool packed, int64_t first, int64_t count, i
   TileArgs<T> t{};
   t.rows = rows, t.runs = &run, t.run_count = 1;
   t.bias = g.bias, t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
+  t.next_step = panel_count(kCols<T>, std::max<int64_t>(panel_count(count, kAdjacentRows), 1));
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t k = s.k * block / blocks, depth = s.k * (block + 1) / blocks - k;
     run = {0, k, depth};
     if (packed) pack_rows(s, g.a, first, count, k, depth, packed_rows);
     for (int64_t panel = left; panel < right; ++panel) {
       g.panels.select(t, g.b, g.workspace, panel);
+      // Each tile brings its part of the next panel.
       const bool fetches = kFetchesNext && panel + 1 < right && panel + 1 >= g.panels.first_packed;
-      const T* const next = fetches ? g.panels.packed(g.workspace, panel + 1) + k * kCols<T> : nullptr;
+      t.next = fetches ? g.panels.packed(g.workspace, panel + 1) + k * kCols<T> : nullptr;
       const auto next_rows = [&](int64_t begin) {
         t.y = y_rows + begin, t.c = g.c ? c_rows + begin : nullptr;
         T* const sum = sums + ((panel - left) * count + begin) * kCols<T>;
@@ -113,11 +115,9 @@ void gemm_item(const Product<T>& g, bool packed, int64_t first, int64_t count, i
       if (packed)
         for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
           next_rows(begin);
-          // Each tile brings its part of the next panel.
-          t.next = next ? next + begin * depth / count * kCols<T> : nullptr;
-          t.next_step = (m * kCols<T> + count - 1) / count;
           rows[0] = packed_rows + begin * depth, t.step = m;
           run_tile<T, false>(m, t);
+          if (t.next) t.next += depth * t.next_step;
         });
       else
         for_tiles(count, [&](int64_t begin, int64_t m) {

@@ -72,13 +72,12 @@ void run_tile(int64_t m, const TileArgs<T>& t) {
   constexpr Layout kPacked = Gathered ? Layout::kGatheredPacked : Layout::kAdjacent;
   static constexpr auto wide = tile_table<T, kPacked, true>(Rows{});
   static constexpr auto narrow = tile_table<T, kPacked, false>(Rows{});
-  if constexpr (!Gathered && kFetchesNext) {
-    static constexpr auto ahead = tile_table<T, Layout::kAdjacentAhead, true>(Rows{});
-    if (t.next) return ahead.data()[m - 1](t);
-  }
   if constexpr (Gathered) {
     static constexpr auto in_place = tile_table<T, Layout::kGathered, true>(Rows{});
     if (t.ldb != kCols<T>) return in_place.data()[m - 1](t);
+  } else if constexpr (kFetchesNext) {
+    static constexpr auto ahead = tile_table<T, Layout::kAdjacentAhead, true>(Rows{});
+    if (t.next) return ahead.data()[m - 1](t);
   }
   (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);
 }
