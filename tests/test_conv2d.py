@@ -95,6 +95,9 @@ BLOCKS = {
     "filters": ((1, 21, 19, 11), (3, 3, 150), {"padding": "same"}),
     "filters-dilated": ((2, 23, 40, 29), (2, 3, 70), {"stride": (1, 2), "dilation": (1, 2)}),
     "two-panels": ((2, 17, 18, 12), (3, 3, 64), {"padding": 1}),
+    "rows-of-taps": ((3, 13, 12, 11), (3, 3, 150), {"padding": 2, "dilation": 2}),
+    "rows-of-taps-apart": ((2, 23, 17, 12), (4, 3, 150), {"padding": 1, "stride": 2}),
+    "long-rows": ((1, 4, 600, 12), (3, 3, 70), {"padding": 1}),
 }
 
 
@@ -109,6 +112,18 @@ def test_weight_gradients_in_blocks(on_host, rng, case, dtype):
             ops.conv2d_backward_w(dy, x, w_shape, **options),
             reference.conv2d_backward_w(dy, x, w_shape, **options),
         )
+
+
+@pytest.mark.parametrize("case", BLOCKS)
+def test_weight_gradients_in_blocks_have_the_same_bits_for_every_schedule(
+    backend, host_only, rng, each_schedule, case
+):
+    x_shape, (kh, kw, k), options = BLOCKS[case]
+    x, w_shape = floats(rng, x_shape), (kh, kw, x_shape[3], k)
+    dy = floats(rng, reference.conv2d(x, np.ones(w_shape, x.dtype), **options).shape)
+    first, *others = each_schedule(lambda: ops.conv2d_backward_w(dy, x, w_shape, **options))
+    for other in others:
+        assert_same_bits(other, first)
 
 
 @cases

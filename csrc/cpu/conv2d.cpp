@@ -3,20 +3,22 @@
 //
 //   forward          rows: output pixels,      k: taps x C,          columns: K    b = w
 //   input gradient   rows: input pixels,       k: taps x K,          columns: C    b = w with taps reversed, transposed
-//   weight gradient  rows: (tap, channel),     k: output pixels,     columns: K    b = dy
+//   weight gradient  in conv2d_backward_w.cpp
 //
 // Forward and input gradient are one kernel, gather_conv, over two plans (conv_plan.h). Work: 2 N Ho Wo K KH KW C flops
 // each; bound by arithmetic for K and C over some 16. An input gradient of fewer channels scatters instead:
 //
 //   input gradient   rows: output pixels,      k: K,                 columns: taps x C   b = w transposed
 #include <memory>
-#include <numeric>
 
 #include "../ops.h"
 #include "conv.h"
 #include "winograd.h"
 
 namespace fastnn::FASTNN_TARGET {
+
+void add_conv2d_backward_w(Kernels&);
+
 namespace {
 
 constexpr int64_t kChunk = 8;                // row tiles of pixels per item at the most
@@ -233,150 +235,6 @@ void scatter_conv(const Conv2dShape& s, const Scatter<T>& g, const T* dy, const 
   });
 }
 
-// ---- The weight gradient splits its sum over pixels into slices, one partial gradient each, added up in order at the end.
-
-// Cut by the shape alone: enough items for some tens of threads, slices of at least kSlicePixels, partials of at most
-// kPartials.
-template <class T>
-struct WeightCut {
-  int64_t panels, groups, slices;
-  explicit WeightCut(const Conv2dShape& s) : panels(panel_count(s.k, kCols<T>)), groups((panels + kGroup - 1) / kGroup) {
-    constexpr int64_t kItems = 32, kSlicePixels = 512, kPartials = 1 << 20;
-    const int64_t most =
-        std::min({kItems / (s.kh * groups), s.n * s.ho * s.wo / kSlicePixels, kPartials / (s.kh * s.kw * s.c * s.k)});
-    slices = std::max<int64_t>(most, 1);
-  }
-  static constexpr int64_t kGroup = 16;  // panels of an item at the most
-};
-
-// What of dw an item computes: elements [from, to) of the (KW, C) of rows of taps [r, r_end), and panels [left, right).
-struct WeightPart {
-  int64_t r, r_end, from, to, left, right;
-};
-
-// A part of dw over one slice's share of every class of image rows. The sum goes in blocks of pixels, whose part of dy and,
-// tile after tile, of x are packed to stay in the caches.
-template <class T>
-class WeightItem {
- public:
-  WeightItem(const Conv2dShape& s, const T* x, const T* dy, const WeightPart& part, T* dw)
-      : s_(s),
-        x_(x),
-        dy_(dy + part.left * kCols<T>),
-        part_(part),
-        columns_(std::min(part.right * kCols<T>, s.k) - part.left * kCols<T>),
-        panels_(part.right - part.left),
-        room_(std::min<int64_t>(kPixels, kPacked / (panels_ * kCols<T> * int64_t(sizeof(T))))),
-        x_packed_(panels_ > 2 && s.kw * s.c > 2 * kAdjacentRows),
-        dy_packed_((panels_ > 1 && s.kw * s.c > 2 * kAdjacentRows) || columns_ % kCols<T> != 0),
-        dw_(dw + part.left * kCols<T>),
-        memory_(new T[size_t((dy_packed_ ? panels_ * room_ * kCols<T> : 0) + (x_packed_ ? room_ * kAdjacentRows : 0) +
-                             3 * kAlign<T>)]) {
-    for (int64_t r = part.r; r < part.r_end; ++r)
-      for (int64_t i = part.from; i < part.to; ++i) std::fill_n(dw_ + (r * s.kw * s.c + i) * s.k, columns_, T(0));
-  }
-
-  void add(const ConvPlan& plan, int64_t slice, int64_t slices) {
-    const Image x_image{s_.h, s_.w, s_.c}, y_image{s_.ho, s_.wo, 1};
-    for (const AxisClass& rows : plan.rows) {
-      if (part_.r_end <= rows.tap || part_.r >= rows.tap + rows.taps) continue;
-      const int64_t height = int64_t(rows.out.size()), total = s_.n * height;
-      const int64_t begin = total * slice / slices, end = total * (slice + 1) / slices;
-      for (const AxisClass& cols : plan.cols) {
-        // Output pixels of the class lie side by side, so their sources are sw apart: one run per image row, or a part of
-        // it.
-        const int64_t length = int64_t(cols.out.size()), pixels = (end - begin) * length;
-        const int64_t blocks = dy_packed_ ? (pixels + room_ - 1) / room_ : 1;
-        const int64_t most = blocks ? (pixels + blocks - 1) / blocks : 0;  // of a block
-        // Counted on, because some processors take a hundred cycles to divide.
-        int64_t n = begin / height, i = begin % height;
-        for (int64_t p = begin; p < end; ++p) {
-          const Run run = {x_image.at(n, rows.source[i], cols.source[0]), y_image.at(n, rows.out[i], cols.out[0]), length};
-          if (++i == height) i = 0, ++n;
-          for (int64_t done = 0; done < length;) {
-            const int64_t part = std::min(length - done, most - pixels_);
-            runs_.push_back({run.a + done * s_.sw * s_.c, run.b + done, part});
-            pixels_ += part, done += part;
-            if (pixels_ == most) add_block(rows, cols);
-          }
-        }
-        if (pixels_ > 0) add_block(rows, cols);
-      }
-    }
-  }
-
- private:
-  static constexpr int64_t kPixels = 512;         // of a block, at the most
-  static constexpr int64_t kPacked = 512 * 1024;  // bytes of dy that it packs, at the most: they stay in L2
-
-  void add_block(const AxisClass& rows, const AxisClass& cols) {
-    T *const b = aligned(memory_.get()), *const a = b + (dy_packed_ ? panels_ * room_ * kCols<T> : 0);
-    if (dy_packed_) {
-      int64_t k = 0;
-      for (Run& run : runs_) {
-        for (int64_t panel = 0; panel < panels_; ++panel)
-          pack_panel(dy_ + run.b * s_.k, run.length, columns_, s_.k, false, panel * kCols<T>,
-                     b + (panel * room_ + k) * kCols<T>);
-        run.b = std::exchange(k, k + run.length);
-      }
-    }
-    for (int64_t r = std::max(part_.r, rows.tap); r < std::min(part_.r_end, rows.tap + rows.taps); ++r)
-      add_taps(cols, x_ + (r - rows.tap) * s_.dh * s_.w * s_.c, b, a, dw_ + r * s_.kw * s_.c * s_.k);
-    runs_.clear(), pixels_ = 0;
-  }
-
-  // Adds one row of taps; b: dy as packed, a: room for a tile's rows of x.
-  void add_taps(const AxisClass& cols, const T* x, const T* b, T* a, T* dw) {
-    // Tiles hop through x from pixel to pixel. So it is fetched before, as it lies.
-    if (dy_packed_)
-      for (const Run& run : runs_)
-        for (int64_t at = 0, end = ((run.length - 1) * s_.sw + cols.taps) * s_.c; at < end; at += kAlign<T>)
-          simd::prefetch(x + run.a + at);
-    const Run together{0, 0, pixels_};
-    TileArgs<T> t{};
-    t.beta = 1, t.ldb = dy_packed_ ? kCols<T> : s_.k;
-    t.runs = x_packed_ ? &together : runs_.data(), t.run_count = x_packed_ ? 1 : int64_t(runs_.size());
-    // Without dilation a row of taps is one stretch of memory: (taps x C) adjacent rows of the tile.
-    const int64_t stretch = s_.dw == 1 ? cols.taps : std::min<int64_t>(cols.taps, 1);
-    for (int64_t tap = 0; tap < cols.taps; tap += stretch) {
-      const int64_t begin = (cols.tap + tap) * s_.c, from = std::max(part_.from - begin, int64_t(0));
-      for_tiles<kAdjacentRows>(std::min(part_.to - begin, stretch * s_.c) - from, [&](int64_t first, int64_t m) {
-        first += from;
-        const T* source = x + tap * s_.dw * s_.c + first;
-        t.step = s_.sw * s_.c;
-        if (x_packed_) {
-          T* packed = a;
-          for (const Run& run : runs_) {
-            pack_side_by_side(source + run.a, t.step, true, m, run.length, packed);
-            packed += run.length * m;
-          }
-          source = a, t.step = m;
-        }
-        T* y_rows[kAdjacentRows];
-        for (int64_t i = 0; i < m; ++i) y_rows[i] = dw + (begin + first + i) * s_.k;
-        t.rows = &source, t.y = y_rows, t.c = y_rows;
-        for (int64_t panel = 0; panel < panels_; ++panel) {
-          t.b = dy_packed_ ? b + panel * room_ * kCols<T> : dy_ + panel * kCols<T>;
-          t.column = panel * kCols<T>;
-          t.n = std::min<int64_t>(kCols<T>, columns_ - t.column);
-          run_tile<T, false>(m, t);
-        }
-      });
-    }
-  }
-
-  const Conv2dShape& s_;
-  const T *x_, *dy_;
-  const WeightPart part_;
-  const int64_t columns_, panels_, room_;  // room for so many pixels in a block
-  const bool x_packed_;                    // where more than two panels read it; then dy is, too
-  const bool dy_packed_;                   // where more than two tiles read it, or it does not fill its panels
-  T* const dw_;
-  const std::unique_ptr<T[]> memory_;
-  std::vector<Run> runs_;
-  int64_t pixels_ = 0;  // of the runs
-};
-
 template <class T>
 int64_t conv2d_forward_workspace(const Conv2dShape& s) {
   if (winograd_fits(s, s.ho, s.wo)) return winograd_workspace<T>(s.c, s.k);
@@ -422,54 +280,17 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
 }
 
 template <class T>
-int64_t conv2d_backward_w_workspace(const Conv2dShape& s) {
-  const int64_t slices = WeightCut<T>(s).slices, partials = slices > 1 ? slices * s.kh * s.kw * s.c * s.k : 0;
-  return winograd_fits(s, s.ho, s.wo) ? std::max(partials, winograd_backward_w_workspace<T>(s)) : partials;
-}
-
-template <class T>
-void conv2d_backward_w(const Conv2dShape& s, const T* dy, const T* x, T* dw, T* workspace, Stream) {
-  if (winograd_fits(s, s.ho, s.wo) && winograd_backward_w(s, dy, x, dw, workspace)) return;
-  const ConvPlan plan = plan_forward(s);
-  const WeightCut<T> cut(s);
-  const int64_t slices = cut.slices, weights = s.kh * s.kw * s.c * s.k;
-  T* partials = slices > 1 ? workspace : dw;
-  // Rows of taps share what of dy is packed, where there are enough items without them; and where there are few with them, a
-  // row is parted, so that all threads have as many.
-  const int64_t threads = get_num_threads(), length = s.kw * s.c;
-  const int64_t rows = slices * cut.groups >= 4 * threads ? 1 : s.kh, whole = slices * cut.groups * rows;
-  const int64_t most = std::max<int64_t>(length / (2 * kAdjacentRows), 1);
-  const int64_t parts = whole >= 4 * threads ? 1 : std::min(threads / std::gcd(threads, whole), most);
-  parallel_for(whole * parts, [&](int64_t item) {
-    const int64_t group = item % cut.groups, part = item / cut.groups % parts, row = item / cut.groups / parts % rows;
-    const int64_t slice = item / cut.groups / parts / rows;
-    const WeightPart mine{
-        s.kh * row / rows,           s.kh * (row + 1) / rows,         length * part / parts,
-        length * (part + 1) / parts, cut.panels * group / cut.groups, cut.panels * (group + 1) / cut.groups};
-    WeightItem<T>(s, x, dy, mine, partials + slice * weights).add(plan, slice, slices);
-  });
-
-  if (slices > 1)
-    parallel_chunks(weights, 4096, [&](int64_t begin, int64_t end) {
-      std::copy(partials + begin, partials + end, dw + begin);
-      for (int64_t slice = 1; slice < slices; ++slice)
-        for (int64_t i = begin; i < end; ++i) dw[i] += partials[slice * weights + i];
-    });
-}
-
-template <class T>
 void add(Ops<T>& ops) {
   ops.conv2d_forward_workspace = conv2d_forward_workspace<T>;
   ops.conv2d_forward = conv2d_forward<T>;
   ops.conv2d_backward_x_workspace = conv2d_backward_x_workspace<T>;
   ops.conv2d_backward_x = conv2d_backward_x<T>;
-  ops.conv2d_backward_w_workspace = conv2d_backward_w_workspace<T>;
-  ops.conv2d_backward_w = conv2d_backward_w<T>;
 }
 
 }  // namespace
 
 void add_conv2d(Kernels& kernels) {
+  add_conv2d_backward_w(kernels);
   add(kernels.float32);
   add(kernels.float64);
 }
