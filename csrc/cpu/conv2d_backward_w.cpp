@@ -113,29 +113,31 @@ class WeightItem {
     if (dy_packed_) {
       T* to = b;
       for (const Rows& of : rows_)
-        for (int64_t i = 0; i < of.count; ++i, to += of.length * kCols<T>)
+        for (int64_t i = 0; i < of.count; ++i, to += of.length * kCols<T>) {
+          const T* const from = dy_ + (of.y + i * s_.wo) * s_.k;
+          if (panels_ > 2) fetch(from, of.length * s_.k);
           for (int64_t panel = 0; panel < panels_; ++panel)
-            pack_panel(dy_ + (of.y + i * s_.wo) * s_.k, of.length, columns_, s_.k, false, panel * kCols<T>,
-                       to + panel * room_ * kCols<T>);
+            pack_panel(from, of.length, columns_, s_.k, false, panel * kCols<T>, to + panel * room_ * kCols<T>);
+        }
     }
     if (x_packed_) {
       const int64_t size = (pixels_ + images * halo_ * rows_[0].length) * kAdjacentRows + 2 * kAlign<T>;
       if (size > x_size_) x_memory_.reset(new T[size_t(size)]), x_size_ = size;
     }
     runs_.resize(size_t(taps)), runs_for_ = 0;
-    if (dy_packed_ && !x_packed_) fetch_x(rows, cols);
+    if (dy_packed_ && !x_packed_)  // tiles go from pixel to pixel
+      for (const Rows& of : rows_)
+        for (int64_t i = 0; i < of.count; ++i)
+          for (int64_t tap = s_.sh == 1 && i > 0 ? rows.taps - 1 : 0; tap < rows.taps; ++tap)
+            fetch(x_ + of.x + (i * s_.sh + tap * s_.dh) * s_.w * s_.c, ((of.length - 1) * s_.sw + cols.taps) * s_.c);
     for (int64_t tap = 0; tap < rows.taps; tap += taps) add_taps(rows, cols, tap, std::min(tap + taps, rows.taps), b);
     rows_.clear(), pixels_ = 0;
   }
 
-  // Tiles hop through x from pixel to pixel. So it is fetched before, as it lies. Inline, because GCC takes calls of what
-  // does nothing but fetch for superfluous.
-  [[gnu::always_inline]] void fetch_x(const AxisClass& rows, const AxisClass& cols) const {
-    for (const Rows& of : rows_)
-      for (int64_t i = 0; i < of.count; ++i)
-        for (int64_t tap = s_.sh == 1 && i > 0 ? rows.taps - 1 : 0; tap < rows.taps; ++tap)
-          for (int64_t at = 0, end = ((of.length - 1) * s_.sw + cols.taps) * s_.c; at < end; at += kAlign<T>)
-            simd::prefetch(x_ + of.x + (i * s_.sh + tap * s_.dh) * s_.w * s_.c + at);
+  // Brings into the caches, as it lies, what will be hopped through. Inline, because GCC takes calls of what does nothing
+  // but fetch for superfluous.
+  [[gnu::always_inline]] static void fetch(const T* from, int64_t count) {
+    for (int64_t at = 0; at < count; at += kAlign<T>) simd::prefetch(from + at);
   }
 
   // Adds the class's rows of taps [first_tap, end_tap), as far as they are the item's. They read x together: the rows under
