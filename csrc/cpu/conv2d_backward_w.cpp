@@ -115,7 +115,7 @@ class WeightItem {
       for (const Rows& of : rows_)
         for (int64_t i = 0; i < of.count; ++i, to += of.length * kCols<T>) {
           const T* const from = dy_ + (of.y + i * s_.wo) * s_.k;
-          if (panels_ > 2) fetch(from, of.length * s_.k);
+          if (panels_ > 2 && columns_ == s_.k) fetch(from, of.length * s_.k);
           for (int64_t panel = 0; panel < panels_; ++panel)
             pack_panel(from, of.length, columns_, s_.k, false, panel * kCols<T>, to + panel * room_ * kCols<T>);
         }
