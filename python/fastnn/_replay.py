@@ -231,7 +231,7 @@ class Step(Replay):
         else:
             self._dy[...] = self._loss.backward(self._of_weighted)
         if self._updates:
-            self._rates[:2] = self._optimizer.advance()
+            self._rates[0], self._rates[1] = self._optimizer.advance()
         self._backward.launch(self._given)
         if not self._updates:
             self._optimizer.apply(self._trained, self._gradients)

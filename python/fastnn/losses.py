@@ -202,7 +202,8 @@ def check_labels(labels: Any, classes: int) -> Array:
     if labels.ndim != 1 and not (labels.ndim == 2 and labels.shape[1] == 1):
         raise ValueError(f"labels must have shape (N,) or (N, 1), got {labels.shape}")
     labels = labels.reshape(-1)
-    if labels.size and labels.astype(np.uint64).max() >= classes:  # negative ones become the largest
+    values = labels.tolist()  # a batch's are looked through before a reduction of NumPy's has begun
+    if values and not (0 <= min(values) and max(values) < classes):
         wrong = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
         raise ValueError(f"labels must lie in 0 ... {classes - 1}, but label {wrong} is {labels[wrong]}")
     checked: Array = labels.astype(np.int32, copy=False)

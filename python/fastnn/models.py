@@ -441,8 +441,12 @@ class Sequential:
         return self._sums(self.loss.forward(y_pred, y, sample_weight)[0], y, y_pred)
 
     def _sums(self, values: Array, y: Array, y_pred: Array) -> list[float]:
-        measured = (metric.values(y, y_pred) for metric in self.metrics)
-        return [float(v.sum(dtype=np.float64)) for v in (values, *measured)]
+        measured = [metric.values(y, y_pred) for metric in self.metrics]
+        # In float64. Python has added up the few numbers of a batch before a reduction of NumPy's has begun.
+        return [
+            float(sum(v.tolist()) if isinstance(v, np.ndarray) else v.sum(dtype=np.float64))
+            for v in (values, *measured)
+        ]
 
     def train_on_batch(
         self,

@@ -37,7 +37,7 @@ class Data(NamedTuple):
         x = check_inputs(model, x)
         if y is None:
             raise ValueError("targets are missing: give y")
-        sample = tuple(n for n in model.output_shape if n is not None)
+        sample = model._sample_output_shape()
         y = model.loss.targets(y, sample)
         if len(x) != len(y):
             raise ValueError(f"x and y must have the same length, got {len(x)} samples and {len(y)} targets")
