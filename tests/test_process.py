@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fastnn
 import numpy as np
 import pytest
-from fastnn import _backend, ops
+from fastnn import _backend, _cgroups, ops
 from support import assert_identical, assert_same_bits, floats
 
 
@@ -93,6 +93,51 @@ def test_the_gil_is_released_in_a_kernel(rng):
     thread.join()
     fastnn.set_num_threads(before)
     assert during >= 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limit"),
+    [
+        (
+            "0::/\n",
+            {"cpu.max": "150000 100000\n"},
+            1.5,
+        ),  # in a container, which sees its own group as the uppermost
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/user/job\n", {"user/job/cpu.max": "max 100000\n", "user/cpu.max": "400000 100000\n"}, 4),
+        ("0::/user/job\n", {"user/job/cpu.max": "50000 100000\n", "user/cpu.max": "400000 100000\n"}, 0.5),
+        ("0::/gone\n", {}, None),
+        (
+            "5:memory:/job\n4:cpu,cpuacct:/job\n0::/\n",
+            {"cpu,cpuacct/job/cpu.cfs_quota_us": "300000\n", "cpu,cpuacct/job/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("4:cpuset:/\n3:cpuacct:/\n1:name=systemd:/\n", {}, None),
+        (None, {}, None),  # another system
+    ],
+)
+def test_limits_of_control_groups(tmp_path, groups, files, limit):
+    contents = {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    if groups is not None:
+        contents["proc/self/cgroup"] = groups
+    for name, text in contents.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert _cgroups.cpu_limit(str(tmp_path)) == limit
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(0.5, 1), (1.5, 2), (1000.0, None), (None, None)])
+def test_as_many_threads_as_there_are_processors_to_use(limit, threads):
+    code = (
+        "import fastnn; from fastnn import _cgroups\n"
+        f"_cgroups.cpu_limit = lambda: {limit}\n"
+        "print(fastnn.get_num_threads())"
+    )
+    allowed = len(os.sched_getaffinity(0))
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == min(threads or allowed, allowed)
 
 
 def test_threads_sleep_while_there_is_nothing_to_do(rng):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import _cgroups
+
 INSTALL_HINT = "reinstall with `pip install --force-reinstall --no-cache-dir fastnn-kernels`"
 
 
@@ -29,11 +31,15 @@ class Backend(NamedTuple):
 @cache
 def _native(name: str) -> ModuleType:
     try:
-        return importlib.import_module(f"fastnn._{name}")
+        native = importlib.import_module(f"fastnn._{name}")
     except ImportError as error:
         raise ImportError(
             f"fastnn: the native module fastnn._{name} does not load ({error}); {INSTALL_HINT}"
         ) from error
+    if name == "cpu" and (limit := _cgroups.cpu_limit()) is not None:
+        # More threads would use up the time of a period, then all wait for the next one.
+        native.set_num_threads(min(native.get_num_threads(), math.ceil(limit)))
+    return native
 
 
 @cache
@@ -292,10 +298,11 @@ def cuda_description() -> str:
 
 
 def set_num_threads(count: int) -> None:
-    """Use this many threads in CPU kernels, 1 to 1024; at first, one for each processor the process may run on.
+    """Use this many threads in CPU kernels, 1 to 1024; at first, one for each processor that the process may use.
 
-    The number changes how long a kernel takes, never a bit of its result. After a kernel its threads stay awake for 0.2 ms, in
-    which the next one may come.
+    Those are what its affinity allows, and no more than its control groups grant time of, as a container's may. The number
+    changes how long a kernel takes, never a bit of its result. After a kernel its threads stay awake for 0.2 ms, in which the
+    next one may come.
     """
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
         raise TypeError(f"set_num_threads: the count must be an integer, got {type(count).__name__}")

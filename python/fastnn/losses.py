@@ -203,7 +203,7 @@ def check_labels(labels: Any, classes: int) -> Array:
         raise ValueError(f"labels must have shape (N,) or (N, 1), got {labels.shape}")
     labels = labels.reshape(-1)
     values = labels.tolist()  # a batch's are looked through before a reduction of NumPy's has begun
-    if values and not (0 <= min(values) and max(values) < classes):
+    if values and (min(values) < 0 or max(values) >= classes):
         wrong = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])
         raise ValueError(f"labels must lie in 0 ... {classes - 1}, but label {wrong} is {labels[wrong]}")
     checked: Array = labels.astype(np.int32, copy=False)
