@@ -8,13 +8,15 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-constexpr int64_t kChannels = 64;  // of a block
+constexpr int64_t kChannels = 64;  // of a block at the most
 
+// By the shape alone, for the bits' sake. Each slice is one more gradient to write and to add up, for which some ten windows
+// could be added: beyond kFew, slices have kEnough windows.
 struct Units {
   int64_t windows, per_image, count, slices;  // windows a unit has at most
 
   explicit Units(const ConvPoolShape& s) {
-    constexpr int64_t kTerms = 1 << 12, kSlices = 16, kPartials = 1 << 22;
+    constexpr int64_t kTerms = 1 << 12, kSlices = 16, kFew = 4, kEnough = 256, kPartials = 1 << 22;
     const int64_t all = s.pool.ho * s.pool.wo;
     windows = std::clamp<int64_t>(kTerms / std::min(s.conv.k, kChannels), 16, 512);
     windows = std::clamp<int64_t>(s.pool.n * all / kSlices, 16, windows);
@@ -24,9 +26,18 @@ struct Units {
     windows = ((all / row) + per_image - 1) / per_image * row;
     count = s.pool.n * per_image;
     const int64_t weights = s.conv.kh * s.conv.kw * s.conv.c * s.conv.k;
-    slices = std::clamp<int64_t>(std::min(count, kPartials / weights), 1, kSlices);
+    const int64_t most = std::min({count, kPartials / weights, std::max(s.pool.n * all / kEnough, kFew)});
+    slices = std::clamp<int64_t>(most, 1, kSlices);
   }
 };
+
+// Channels of a block: fewer, where there are too few items for all threads. No bit of the result depends on it.
+int64_t block_channels(const Units& units, int64_t k, int64_t threads) {
+  constexpr int64_t kLeast = 16;
+  int64_t channels = kChannels;
+  while (channels > kLeast && units.slices * ((k + channels - 1) / channels) < 4 * threads) channels /= 2;
+  return channels;
+}
 
 // Short patches, as an image of three channels has, of outputs that read no padding. The rows of taps under a few rows of
 // windows are copied in whole vectors, those of one column under each other: a patch is vectors side by side, and shares
@@ -343,12 +354,13 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
   const Conv2dShape& s = shape.conv;
   const Geometry g(shape);
   const Units units(shape);
-  const int64_t weights = g.pieces.size(s), blocks = (s.k + kChannels - 1) / kChannels;
+  const int64_t weights = g.pieces.size(s), most = block_channels(units, s.k, get_num_threads());
+  const int64_t blocks = (s.k + most - 1) / most;
   double* const bias_sums = reinterpret_cast<double*>(aligned(workspace));  // (slices, K)
   T* const partials = reinterpret_cast<T*>(bias_sums + units.slices * s.k);
 
   parallel_for(units.slices * blocks, [&](int64_t item) {
-    const int64_t slice = item / blocks, first = item % blocks * kChannels, channels = std::min(kChannels, s.k - first);
+    const int64_t slice = item / blocks, first = item % blocks * most, channels = std::min(most, s.k - first);
     T* partial = partials + slice * weights;
     for (int64_t row = 0; row < s.kh * g.pieces.count; ++row)
       std::fill_n(partial + (row * s.k + first) * g.pieces.length, channels * g.pieces.length, T(0));
