@@ -45,7 +45,7 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
   for (int64_t k = 0; k < blocks; ++k) {
     const AxisClass &rows = plan.rows[k / plan.cols.size()], &cols = plan.cols[k % plan.cols.size()];
     const int64_t pixels = n * int64_t(rows.out.size() * cols.out.size());
-    block[k] = {&rows, &cols, pixels, items, (pixels + chunk - 1) / chunk};
+    block[k] = {&rows, &cols, pixels, items, ceil_div(pixels, chunk)};
     items += block[k].chunks;
   }
 
@@ -140,15 +140,15 @@ struct Scatter {
   static bool pays(const Conv2dShape& s) {
     constexpr int64_t kAdding = 8;
     const int64_t taps = s.kh * s.kw;
-    return 4 * (s.k + kAdding) * panel_count(taps * s.c, kCols<T>) <= 3 * s.k * taps * panel_count(s.c, kCols<T>);
+    return 4 * (s.k + kAdding) * ceil_div(taps * s.c, kCols<T>) <= 3 * s.k * taps * ceil_div(s.c, kCols<T>);
   }
 
   // Columns of dy in blocks that the buffer can hold. Stretches that overlap are as far apart as can be, so that none has to
   // wait for the one before.
   std::vector<ColumnBlock> column_blocks(const Conv2dShape& s) const {
-    const int64_t count = panel_count(s.wo, pixels);
+    const int64_t count = ceil_div(s.wo, pixels);
     const int64_t joined = s.dw == 1 ? s.kw : 1;  // taps side by side in dx
-    const int64_t phases = (joined + s.sw - 1) / s.sw;
+    const int64_t phases = ceil_div(joined, s.sw);
     std::vector<ColumnBlock> blocks;
     for (int64_t k = 0; k < count; ++k) {
       const int64_t begin = s.wo * k / count, end = s.wo * (k + 1) / count;
@@ -198,8 +198,8 @@ void scatter_conv(const Conv2dShape& s, const Scatter<T>& g, const T* dy, const 
 
     // The rows of dy that reach the band.
     const int64_t reach = (s.kh - 1) * s.dh;
-    const int64_t first = (std::max<int64_t>(first_row + s.pad_top - reach, 0) + s.sh - 1) / s.sh;
-    const int64_t last = std::min((end_row + s.pad_top + s.sh - 1) / s.sh, s.ho);
+    const int64_t first = ceil_div(std::max<int64_t>(first_row + s.pad_top - reach, 0), s.sh);
+    const int64_t last = std::min(ceil_div(end_row + s.pad_top, s.sh), s.ho);
     const int64_t together = std::max<int64_t>(g.pixels / s.wo, 1);
     for (int64_t begin = first; begin < last; begin += together) {
       const int64_t end = std::min(begin + together, last);

@@ -19,7 +19,7 @@ namespace {
 template <class T>
 struct WeightCut {
   int64_t panels, groups, slices;
-  explicit WeightCut(const Conv2dShape& s) : panels(panel_count(s.k, kCols<T>)), groups((panels + kGroup - 1) / kGroup) {
+  explicit WeightCut(const Conv2dShape& s) : panels(ceil_div(s.k, kCols<T>)), groups(ceil_div(panels, kGroup)) {
     constexpr int64_t kItems = 32, kSlicePixels = 512, kPartials = 5 << 17;
     const int64_t most =
         std::min({kItems / (s.kh * groups), s.n * s.ho * s.wo / kSlicePixels, kPartials / (s.kh * s.kw * s.c * s.k)});
@@ -64,8 +64,8 @@ class WeightItem {
         // Output pixels of the class lie side by side, so their sources are sw apart: a run for each image row, or for each
         // part of one that is longer than a block. Blocks have as many of them, but for the last.
         const int64_t length = int64_t(cols.out.size()), longest = dy_packed_ ? std::min(length, room_) : length;
-        const int64_t runs = (end - begin) * ((length + longest - 1) / longest), fit = dy_packed_ ? room_ / longest : runs;
-        const int64_t blocks = runs ? (runs + fit - 1) / fit : 0, most = blocks ? (runs + blocks - 1) / blocks : 0;
+        const int64_t runs = (end - begin) * ceil_div(length, longest), fit = dy_packed_ ? room_ / longest : runs;
+        const int64_t blocks = runs ? ceil_div(runs, fit) : 0, most = blocks ? ceil_div(runs, blocks) : 0;
         // Counted on, because some processors take a hundred cycles to divide.
         int64_t n = begin / height, i = begin % height, count = 0;
         for (int64_t p = begin; p < end; ++p) {

@@ -39,8 +39,8 @@ struct Blocks {
     cols = most(kPixels / p.kh, p.kw, p.sw, p.wo);
     rows = most(kPixels / extent_of(cols, p.kw, p.sw), p.kh, p.sh, p.ho);
     rows = std::min(rows, std::max<int64_t>(p.n * p.ho / 16, 1));  // enough items for some threads
-    down = (p.ho + rows - 1) / rows, across = (p.wo + cols - 1) / cols;
-    rows = (p.ho + down - 1) / down, cols = (p.wo + across - 1) / across;
+    down = ceil_div(p.ho, rows), across = ceil_div(p.wo, cols);
+    rows = ceil_div(p.ho, down), cols = ceil_div(p.wo, across);
   }
 };
 

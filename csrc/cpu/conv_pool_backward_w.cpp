@@ -22,8 +22,8 @@ struct Units {
     windows = std::clamp<int64_t>(s.pool.n * all / kSlices, 16, windows);
     const int64_t row = s.pool.wo <= windows ? s.pool.wo : 1;  // whole rows of windows, where one fits
     windows -= windows % row;
-    per_image = (all + windows - 1) / windows;
-    windows = ((all / row) + per_image - 1) / per_image * row;
+    per_image = ceil_div(all, windows);
+    windows = ceil_div(all / row, per_image) * row;
     count = s.pool.n * per_image;
     const int64_t weights = s.conv.kh * s.conv.kw * s.conv.c * s.conv.k;
     const int64_t most = std::min({count, kPartials / weights, std::max(s.pool.n * all / kEnough, kFew)});
@@ -35,7 +35,7 @@ struct Units {
 int64_t block_channels(const Units& units, int64_t k, int64_t threads) {
   constexpr int64_t kLeast = 16;
   int64_t channels = kChannels;
-  while (channels > kLeast && units.slices * ((k + channels - 1) / channels) < 4 * threads) channels /= 2;
+  while (channels > kLeast && units.slices * ceil_div(k, channels) < 4 * threads) channels /= 2;
   return channels;
 }
 
@@ -54,7 +54,7 @@ class ShortPatches {
   ShortPatches(const Geometry& g, int64_t channels)
       : g_(g),
         channels_(channels),
-        room_(panel_count(channels, W) * W),
+        room_(ceil_div(channels, W) * W),
         row_(vectors_of_row(g) * W),
         patch_(g.conv.kh * row_),
         whole_rows_(whole_outputs(g.rows, g.conv.kh)),
@@ -106,7 +106,7 @@ class ShortPatches {
   static constexpr int W = kWidth<T>, kMaxVectors = 9;
   static constexpr int kSums = simd::kRegisters == 32 ? 24 : 12, kMaxTogether = 8;
 
-  static int64_t vectors_of_row(const Geometry& g) { return panel_count(g.conv.kw * g.conv.c, W); }
+  static int64_t vectors_of_row(const Geometry& g) { return ceil_div(g.conv.kw * g.conv.c, W); }
 
   // Outputs with all taps, which lie side by side.
   struct Outputs {
@@ -355,7 +355,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
   const Geometry g(shape);
   const Units units(shape);
   const int64_t weights = g.pieces.size(s), most = block_channels(units, s.k, get_num_threads());
-  const int64_t blocks = (s.k + most - 1) / most;
+  const int64_t blocks = ceil_div(s.k, most);
   double* const bias_sums = reinterpret_cast<double*>(aligned(workspace));  // (slices, K)
   T* const partials = reinterpret_cast<T*>(bias_sums + units.slices * s.k);
 
@@ -393,7 +393,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
 
   // The slices in order, and back to (KH, KW, C, K).
   constexpr int64_t kColumns = 16;  // channels of an item
-  const int64_t columns = (s.k + kColumns - 1) / kColumns;
+  const int64_t columns = ceil_div(s.k, kColumns);
   parallel_for(s.kh * g.pieces.count * columns, [&](int64_t item) {
     const int64_t piece = item / columns, first = item % columns * kColumns, count = std::min(kColumns, s.k - first);
     const int64_t length = g.pieces.length, at = (piece * s.k + first) * length;

@@ -75,7 +75,7 @@ class InputGradient {
     const Point &row = *output.row, &col = *output.col;
     const auto tap_at = [&](int64_t edge) {  // the first whose source is not above the edge
       const int64_t rows = std::max<int64_t>(edge - row.source, 0);
-      return row.tap + (s.dh == 1 ? rows : (rows + s.dh - 1) / s.dh);  // some processors take a hundred cycles to divide
+      return row.tap + (s.dh == 1 ? rows : ceil_div(rows, s.dh));  // some processors take a hundred cycles to divide
     };
     const int64_t begin = std::max(row.tap, tap_at(first_row)), end = std::min(row.tap + row.taps, tap_at(end_row));
     if (begin >= end) return;

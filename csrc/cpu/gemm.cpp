@@ -31,9 +31,9 @@ struct Cut {
   bool packed;             // whether rows are packed
   int64_t chunks, groups;  // of rows, of panels
   Cut(const GemmShape& s, int64_t threads) {
-    const int64_t panels = panel_count(s.n, kCols<T>);
+    const int64_t panels = ceil_div(s.n, kCols<T>);
     packed = s.transpose_a || panels >= kPacked;
-    const int64_t height = packed ? kAdjacentRows : kRows, tiles = (s.m + height - 1) / height;
+    const int64_t height = packed ? kAdjacentRows : kRows, tiles = ceil_div(s.m, height);
     const auto worth = [&](int64_t rows) {  // panels that are worth a thread's while
       return std::max<int64_t>(kLeastWork / std::max<int64_t>(rows * s.k * kCols<T>, 1), 1);
     };
@@ -42,10 +42,10 @@ struct Cut {
     groups = packed ? std::max({own, panels / std::max(kGroup, worth(s.m)), int64_t(1)}) : 1;
     // Items for threads that are not equally fast; but where b is too large for the caches, each chunk fetches it again.
     const int64_t items = s.k * s.n * int64_t(sizeof(T)) > kCached ? threads : threads > 1 ? 8 * threads : 4;
-    const int64_t chunk = std::clamp<int64_t>((tiles * groups + items - 1) / items, 2, kChunk);
-    chunks = tiles < 4 ? 1 : (tiles + chunk - 1) / chunk;
+    const int64_t chunk = std::clamp<int64_t>(ceil_div(tiles * groups, items), 2, kChunk);
+    chunks = tiles < 4 ? 1 : ceil_div(tiles, chunk);
     // As many for each thread, where that makes them little smaller.
-    if (chunks >= 4 * threads) chunks = (chunks + threads - 1) / threads * threads;
+    if (chunks >= 4 * threads) chunks = ceil_div(chunks, threads) * threads;
     // Rows that are not packed gain nothing by more panels than are worth it.
     if (!packed) groups = std::max<int64_t>(panels / worth(s.m / chunks), 1);
   }
@@ -79,7 +79,7 @@ void pack_rows(const GemmShape& s, const T* a, int64_t first, int64_t count, int
 template <class T>
 void gemm_item(const Product<T>& g, bool packed, int64_t first, int64_t count, int64_t left, int64_t right) {
   const GemmShape& s = g.s;
-  const int64_t blocks = std::max<int64_t>((s.k + kDepth - 1) / kDepth, 1), longest = (s.k + blocks - 1) / blocks;
+  const int64_t blocks = std::max<int64_t>(ceil_div(s.k, kDepth), 1), longest = ceil_div(s.k, blocks);
   const int64_t sums_size = blocks > 1 ? count * (right - left) * kCols<T> : 0;
   const std::unique_ptr<T[]> memory(new T[size_t(sums_size + (packed ? count * longest : 0) + 2 * kAlign<T>)]);
   T* const sums = aligned(memory.get());
@@ -96,7 +96,7 @@ void gemm_item(const Product<T>& g, bool packed, int64_t first, int64_t count, i
   TileArgs<T> t{};
   t.rows = rows, t.runs = &run, t.run_count = 1;
   t.bias = g.bias, t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
-  t.next_step = panel_count(kCols<T>, std::max<int64_t>(panel_count(count, kAdjacentRows), 1));
+  t.next_step = ceil_div(kCols<T>, std::max<int64_t>(ceil_div(count, kAdjacentRows), 1));
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t k = s.k * block / blocks, depth = s.k * (block + 1) / blocks - k;
     run = {0, k, depth};

@@ -19,10 +19,6 @@ inline T* aligned(T* p) {
   return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63));
 }
 
-inline int64_t panel_count(int64_t n, int64_t cols) {
-  return (n + cols - 1) / cols;
-}
-
 // The elements of two vectors in turn: those of their first halves, those of their second halves.
 template <class V, int... I>
 inline void interleave(V a, V b, V& first, V& second, std::integer_sequence<int, I...>) {
@@ -114,7 +110,7 @@ struct Panels {
     return n <= 8 * kCols<T> && n % kAlign<T> == 0 && rows * n * int64_t(sizeof(T)) <= 512 * 1024 ? 32 : 4;
   }
 
-  int64_t count() const { return panel_count(n, kCols<T>); }
+  int64_t count() const { return ceil_div(n, kCols<T>); }
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
   T* packed(T* workspace, int64_t panel) const { return aligned(workspace) + (panel - first_packed) * rows * kCols<T>; }
 
@@ -144,7 +140,7 @@ void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* worksp
                            });
   if (count == 0) return;
   const int64_t rows = std::max(kElements / (std::min(count, kNeighbours) * kCols<T>), kFewRows);
-  const int64_t groups = panel_count(count, kNeighbours), blocks = panel_count(panels.rows, rows);
+  const int64_t groups = ceil_div(count, kNeighbours), blocks = ceil_div(panels.rows, rows);
   parallel_for(groups * blocks, [&](int64_t item) {
     const int64_t left = item / blocks * kNeighbours, right = std::min(left + kNeighbours, count);
     const int64_t begin = item % blocks * rows, end = std::min(begin + rows, panels.rows);

@@ -137,10 +137,15 @@ template <class T, int M, Layout L, bool Wide>
 template <class T, bool Gathered>
 void run_tile(int64_t m, const TileArgs<T>& t);
 
+// a / b, rounded up.
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 // Cuts `rows` into tiles of nearly the same height, so that no thin tile is left over: f(first, height).
 template <int Height = kRows, class F>
 inline void for_tiles(int64_t rows, F f) {
-  const int64_t tiles = (rows + Height - 1) / Height;
+  const int64_t tiles = ceil_div(rows, Height);
   for (int64_t i = 0; i < tiles; ++i) f(rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles);
 }
 

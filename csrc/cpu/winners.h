@@ -78,7 +78,7 @@ void add_rows(const Term<T>* terms, int64_t count, int64_t segments, int64_t len
   static constexpr auto three = segments_table<T, 3>(std::make_integer_sequence<int, kShort>{});
   if (count == 0) return;
   for (int64_t begin = 0; begin < length; begin += kMaxVectors * W) {
-    const int64_t n = std::min<int64_t>(length - begin, kMaxVectors * W), vectors = (n + W - 1) / W;
+    const int64_t n = std::min<int64_t>(length - begin, kMaxVectors * W), vectors = ceil_div(n, W);
     const simd::First<T> last(n - (vectors - 1) * W);
     for (int64_t s = 0; s < segments;) {
       const int64_t together = std::min(segments - s, rows_together<T>(n));

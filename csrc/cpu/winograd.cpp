@@ -120,7 +120,7 @@ constexpr auto products_table(std::integer_sequence<int, M...>) {
 template <class T>
 void winograd_filter(int64_t channels, int64_t out_channels, const FilterView<T>& filter, T* workspace) {
   constexpr int W = simd::kWidth<T>;
-  parallel_chunks(panel_count(out_channels, kCols<T>) * channels, 16, [&](int64_t begin, int64_t end) {
+  parallel_chunks(ceil_div(out_channels, kCols<T>) * channels, 16, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t panel = item / channels, channel = item % channels;
       T* to = aligned(workspace) + (panel * kProducts * channels + channel) * kCols<T>;

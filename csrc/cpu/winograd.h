@@ -38,7 +38,7 @@ inline bool winograd_fits(const Conv2dShape& s, int64_t h, int64_t w) {
 
 template <class T>
 int64_t winograd_workspace(int64_t channels, int64_t out_channels) {
-  return panel_count(out_channels, kCols<T>) * kProducts * channels * kCols<T> + kAlign<T>;
+  return ceil_div(out_channels, kCols<T>) * kProducts * channels * kCols<T> + kAlign<T>;
 }
 
 // A filter's elements, at w + r * row + q * col + channel * source_channel + column * out_channel.
@@ -163,14 +163,14 @@ void winograd_conv(const WinogradJob<T>& job, T* workspace, Emit emit) {
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   const T* const filter = aligned(workspace);
-  const int64_t tiles = tile_count(job.images, out.h, out.w), panels = panel_count(out.c, kCols<T>);
-  const int64_t width = panel_count(source.c, W) * W;  // channels in whole vectors
+  const int64_t tiles = tile_count(job.images, out.h, out.w), panels = ceil_div(out.c, kCols<T>);
+  const int64_t width = ceil_div(source.c, W) * W;  // channels in whole vectors
 
   // Tiles at once: few, so that what belongs to them stays in L1; where the filter does not stay in L2, as many as let it.
   constexpr int64_t kFew = 12, kMost = 48, kL2 = 512 * 1024 / int64_t(sizeof(T));
   const int64_t room = kL2 / (4 * (width + panels * kCols<T>)) / kRows * kRows;
   const int64_t most = kProducts * source.c * out.c <= kL2 ? kFew : std::clamp(room, kFew, kMost);
-  const int64_t groups = panel_count(tiles, most);
+  const int64_t groups = ceil_div(tiles, most);
   const int64_t parts = std::clamp<int64_t>(4 * get_num_threads() / std::max<int64_t>(groups, 1), 1, panels);
 
   parallel_for(groups * parts, [&](int64_t item) {

@@ -19,7 +19,7 @@ template <class T>
 struct Cut {
   int64_t tiles, panels, product_size, slices, block;
   explicit Cut(const Conv2dShape& s)
-      : tiles(tile_count(s.n, s.ho, s.wo)), panels(panel_count(s.k, kCols<T>)), product_size(panels * s.c * kCols<T>) {
+      : tiles(tile_count(s.n, s.ho, s.wo)), panels(ceil_div(s.k, kCols<T>)), product_size(panels * s.c * kCols<T>) {
     constexpr int64_t kSlice = 512, kSlices = 16, kPartials = 1 << 22, kBlock = 128, kL2 = 128 * 1024 / int64_t(sizeof(T));
     slices = std::clamp<int64_t>(std::min(tiles / kSlice, kPartials / product_size / kProducts), 1, kSlices);
     block = std::clamp<int64_t>(kL2 / (s.c + s.k), 16, kBlock);
@@ -75,7 +75,7 @@ void sum_slice(const Conv2dShape& s, const Cut<T>& cut, int64_t slice, int64_t f
                const T* x, T* sums) {
   constexpr int W = simd::kWidth<T>;
   const TileGrid grid{{s.h, s.w, s.c}, {s.ho, s.wo, s.k}, s.pad_top, s.pad_left};
-  const int64_t width = panel_count(s.c, W) * W;
+  const int64_t width = ceil_div(s.c, W) * W;
   // Not powers of two, whose multiples would share a set of L1.
   const int64_t step = cut.block * width + kAlign<T>, panel_step = cut.block * kCols<T> + kAlign<T>;
   const std::unique_ptr<T[]> memory(new T[size_t(4 * (step + cut.panels * panel_step) + 2 * kAlign<T>)]);
@@ -85,7 +85,7 @@ void sum_slice(const Conv2dShape& s, const Cut<T>& cut, int64_t slice, int64_t f
   std::vector<OutputTile> at(size_t(cut.block));
 
   const int64_t begin = cut.tiles * slice / cut.slices, end = cut.tiles * (slice + 1) / cut.slices;
-  const int64_t blocks = panel_count(end - begin, cut.block);
+  const int64_t blocks = ceil_div(end - begin, cut.block);
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first_tile = begin + (end - begin) * block / blocks;
     const int64_t count = begin + (end - begin) * (block + 1) / blocks - first_tile;
