@@ -31,7 +31,7 @@ struct TileArgs {
   int64_t run_count;
   const T* b;  // columns of one panel: kCols readable in each row
   int64_t ldb;
-  T* const* y;                  // M row addresses
+  T* const* y;                  // M row addresses; null where the caller takes the sums themselves
   int64_t column = 0;           // of y, c and bias, where the panel's begin
   int64_t n;                    // real columns, at most kCols
   const T* const* c = nullptr;  // as y; null: beta is not used. May be y itself
@@ -69,10 +69,13 @@ template <class T, bool Wide>
   if (Wide) simd::prefetch_to_write(t.y[i] + t.column + t.n - 1);
 }
 
-// Whether rows of y are fetched one now and then while the sum runs: all at once, they would hold up a long one.
+// Whether rows of y are fetched one now and then while the sum runs: all at once, they would hold up a long one. In the
+// layouts that most of the time goes into.
+template <Layout L>
+constexpr bool kMayFetchLate = kFetchesNext && (L == Layout::kAdjacentAhead || L == Layout::kGatheredPacked);
 template <int M, Layout L, class T>
 [[gnu::always_inline]] inline bool fetches_late(const TileArgs<T>& t) {
-  return L == Layout::kAdjacentAhead && !t.stop && t.runs->length >= M * kBetween;
+  return kMayFetchLate<L> && t.y && !t.stop && t.runs->length >= M * kBetween;
 }
 
 // The sums of M rows and both vectors of columns. Wide: all kCols columns. Otherwise only the first vector's, for panels
@@ -124,7 +127,7 @@ template <class T, int M, Layout L, bool Wide>
         }
       }
     };
-    if constexpr (kFetches)
+    if constexpr (kMayFetchLate<L>)
       for (; fetched < M; ++fetched) {
         fetch_y<T, Wide>(t, fetched);
         sum_until(k + kBetween);
