@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 OURS, THEIRS, ROOF = "#1f6feb", "#9aa5b1", "#3d4754"
@@ -41,11 +42,11 @@ def draw(content, path) -> None:
         axes.plot(xs, [min(peak, x * gbps) for x in xs], color=ROOF, linewidth=1.4, zorder=1)
         axes.text(
             low * 1.1,
-            low * 1.1 * gbps * 1.06,
+            low * 1.1 * gbps * 1.12,
             f"{label}: {gbps:.0f} GB/s ({size / 2**20:g} MiB)",
             color=ROOF,
             fontsize=8.5,
-            rotation=45,  # of data, as the roof rises
+            rotation=math.degrees(math.atan(gbps)),  # of data, as the roof rises
             rotation_mode="anchor",
             transform_rotates_text=True,
         )
