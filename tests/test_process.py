@@ -98,11 +98,8 @@ def test_the_gil_is_released_in_a_kernel(rng):
 @pytest.mark.parametrize(
     ("groups", "files", "limit"),
     [
-        (
-            "0::/\n",
-            {"cpu.max": "150000 100000\n"},
-            1.5,
-        ),  # in a container, which sees its own group as the uppermost
+        # In a container, which sees its own group as the uppermost.
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
         ("0::/user/job\n", {"user/job/cpu.max": "max 100000\n", "user/cpu.max": "400000 100000\n"}, 4),
         ("0::/user/job\n", {"user/job/cpu.max": "50000 100000\n", "user/cpu.max": "400000 100000\n"}, 0.5),

@@ -60,12 +60,13 @@ class WeightItem {
       if (part_.r_end <= rows.tap || part_.r >= rows.tap + rows.taps) continue;
       const int64_t height = int64_t(rows.out.size()), total = s_.n * height;
       const int64_t begin = total * slice / slices, end = total * (slice + 1) / slices;
+      if (begin == end) continue;
       for (const AxisClass& cols : plan.cols) {
         // Output pixels of the class lie side by side, so their sources are sw apart: a run for each image row, or for each
         // part of one that is longer than a block. Blocks have as many of them, but for the last.
         const int64_t length = int64_t(cols.out.size()), longest = dy_packed_ ? std::min(length, room_) : length;
         const int64_t runs = (end - begin) * ceil_div(length, longest), fit = dy_packed_ ? room_ / longest : runs;
-        const int64_t blocks = runs ? ceil_div(runs, fit) : 0, most = blocks ? ceil_div(runs, blocks) : 0;
+        const int64_t most = ceil_div(runs, ceil_div(runs, fit));
         // Counted on, because some processors take a hundred cycles to divide.
         int64_t n = begin / height, i = begin % height, count = 0;
         for (int64_t p = begin; p < end; ++p) {
@@ -215,10 +216,10 @@ class WeightItem {
   T* const dw_;
   const std::unique_ptr<T[]> dy_memory_;  // where the block's part of dy is packed
   std::unique_ptr<T[]> x_memory_;         // where that of x is, for one tile
-  int64_t x_size_ = 0;
-  std::vector<Rows> rows_;  // the block
-  int64_t pixels_ = 0;      // of it
-  int64_t halo_ = 0;        // rows of x that its rows of taps read besides those under the first
+  int64_t x_size_ = 0;                    // of it
+  std::vector<Rows> rows_;                // the block
+  int64_t pixels_ = 0;                    // of it
+  int64_t halo_ = 0;                      // rows of x that its rows of taps read besides those under the first
   std::vector<std::vector<Run>> runs_;
   int64_t runs_for_ = 0;  // what find_runs was last called with for this block
 };

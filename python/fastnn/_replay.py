@@ -231,6 +231,7 @@ class Step(Replay):
         else:
             self._dy[...] = self._loss.backward(self._of_weighted)
         if self._updates:
+            # One by one, because NumPy takes longer to make an array of them first.
             self._rates[0], self._rates[1] = self._optimizer.advance()
         self._backward.launch(self._given)
         if not self._updates:

@@ -444,7 +444,7 @@ class Sequential:
         measured = [metric.values(y, y_pred) for metric in self.metrics]
         # In float64. Python has added up the few numbers of a batch before a reduction of NumPy's has begun.
         return [
-            float(sum(v.tolist()) if isinstance(v, np.ndarray) else v.sum(dtype=np.float64))
+            float(sum(v.ravel().tolist()) if isinstance(v, np.ndarray) else v.sum(dtype=np.float64))
             for v in (values, *measured)
         ]
 
