@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 
+#include "panels.h"
 #include "winners.h"
 
 namespace fastnn::FASTNN_TARGET {
@@ -71,6 +72,8 @@ class ShortPatches {
     kept_.reset(new T[size_t(rows_ * columns_ * room_)]);
     at_.reset(new Element[size_t(rows_ * columns_ * room_)]);
     places_.resize(size_t(g.positions));
+    row_at_.resize(size_t((rows_ - 1) * g.pool.sh + g.pool.kh));
+    col_at_.resize(size_t(columns_under(columns_)));
     std::fill_n(sums_.get(), channels * patch_, T(0));
   }
 
@@ -103,6 +106,7 @@ class ShortPatches {
 
  private:
   using Element = simd::Element<T>;
+  static constexpr Element kFar = -(1 << 30);  // twice of it is still an Element
   static constexpr int W = kWidth<T>, kMaxVectors = 9;
   static constexpr int kSums = simd::kRegisters == 32 ? 24 : 12, kMaxTogether = 8;
 
@@ -148,35 +152,40 @@ class ShortPatches {
       }
     }
 
+    // What an output's row and its column say of where its patch lies.
+    const auto find = [](std::vector<Element>& at, int64_t begin, int64_t first, int64_t end, int64_t start, int64_t step) {
+      for (int64_t i = 0; i < int64_t(at.size()); ++i)
+        at[size_t(i)] = begin + i < first || begin + i >= end ? kFar : Element(start + (begin + i - first) * step);
+    };
+    find(row_at_, top, first_row, end_row, patch_, g_.conv.sh * row_);
+    find(col_at_, left, first_col, end_col, 0, column);
+
     T* kept = kept_.get();
     Element* at = at_.get();
-    for (int64_t i = top; begin < end; i += pool.sh)
-      for (int64_t j = left, of_row = 0; of_row < windows && begin < end; j += pool.sw, ++of_row, ++begin) {
-        find_places(i - first_row, j - first_col, end_row - first_row, end_col - first_col, column);
+    for (const Element* row_at = row_at_.data(); begin < end; row_at += pool.sh) {
+      const Element* col_at = col_at_.data();
+      for (int64_t of_row = 0; of_row < windows && begin < end; ++of_row, ++begin, col_at += pool.sw) {
+        Element* place = places_.data();
+        for (int64_t r = 0; r < pool.kh; ++r)
+          for (int64_t q = 0; q < pool.kw; ++q) *place++ = row_at[r] + col_at[q];
         find_winners(dy, argmax, kept, at);
         dy += g_.conv.k, argmax += g_.conv.k, kept += room_, at += room_;
       }
-  }
-
-  // Where the patches of a window lie whose first output is in this row and column of those that were copied; -1 for outputs
-  // that are not among them.
-  void find_places(int64_t row, int64_t col, int64_t end_row, int64_t end_col, int64_t column) {
-    Element* place = places_.data();
-    for (int64_t i = row; i < row + g_.pool.kh; ++i)
-      for (int64_t j = col; j < col + g_.pool.kw; ++j)
-        *place++ = i >= 0 && i < end_row && j >= 0 && j < end_col ? Element(patch_ + j * column + i * g_.conv.sh * row_)
-                                                                  : Element(-1);
+    }
   }
 
   // Of one window, dy and the place of the winner's patch; zero and a patch of zeros where there is none.
   void find_winners(const T* dy, const uint8_t* argmax, T* kept, Element* at) const {
     using Integers = simd::Integers<T>;
-    for (int64_t k = 0; k < channels_; k += W) {
-      const Integers winner = simd::load_bytes<T>(argmax + k, channels_ - k);
+    const Element* const places = places_.data();
+    const int64_t positions = g_.positions, channels = channels_;
+    for (int64_t k = 0; k < channels; k += W) {
+      const Integers winner = simd::load_bytes<T>(argmax + k, channels - k);
       Integers place = Integers{} - 1;
-      for (int64_t p = 0; p < g_.positions; ++p) place = winner == Element(p) ? Integers{} + places_[size_t(p)] : place;
+#pragma GCC unroll 4
+      for (int64_t p = 0; p < positions; ++p) place = winner == Element(p) ? Integers{} + places[p] : place;
       const Integers none = place < 0;
-      simd::store(kept + k, none ? simd::V<T>{} : simd::load(dy + k, channels_ - k));
+      simd::store(kept + k, none ? simd::V<T>{} : simd::load(dy + k, channels - k));
       place = none ? Integers{} : place;
       std::memcpy(at + k, &place, sizeof place);
     }
@@ -225,11 +234,12 @@ class ShortPatches {
   const int64_t channels_, room_;  // and in whole vectors
   const int64_t row_, patch_;      // elements of a row of taps in whole vectors, and of a patch of such rows
   const Outputs whole_rows_, whole_cols_;
-  int64_t rows_ = 1, columns_ = 1;  // windows at a time, so that all of theirs fits L1
-  std::unique_ptr<T[]> memory_;     // zeros for a patch, then x's rows of taps
-  std::unique_ptr<T[]> kept_;       // of each window and channel, dy where it has a winner
-  std::unique_ptr<Element[]> at_;   // and where the winner's patch lies
-  std::vector<Element> places_;     // of one window's positions
+  int64_t rows_ = 1, columns_ = 1;        // windows at a time, so that all of theirs fits L1
+  std::unique_ptr<T[]> memory_;           // zeros for a patch, then x's rows of taps
+  std::unique_ptr<T[]> kept_;             // of each window and channel, dy where it has a winner
+  std::unique_ptr<Element[]> at_;         // and where the winner's patch lies
+  std::vector<Element> row_at_, col_at_;  // of each output's patch: their sum is its place, negative where it is not copied
+  std::vector<Element> places_;           // of one window's positions
   const std::unique_ptr<T[]> sums_;
 };
 
@@ -245,11 +255,12 @@ class FilterGradient {
         channels_(channels),
         several_classes_(g.plan.rows.size() * g.plan.cols.size() > 1),
         patches_(size_t(units.windows * (g.positions + 1))),
-        terms_(new Term<T>[size_t(channels * units.windows)]),
-        class_of_(new int32_t[size_t(channels * units.windows)]),
-        count_(size_t(channels)) {
+        listed_(size_t(units.windows)),
+        room_(units.windows + W),
+        winners_(W * room_),
+        sorted_(units.windows) {
     if (several_classes_) {
-      sorted_.resize(size_t(units.windows));
+      class_of_patch_.resize(patches_.size());
       begin_.resize(g.plan.rows.size() * g.plan.cols.size() + 1);
     }
   }
@@ -257,75 +268,92 @@ class FilterGradient {
   // Adds windows [begin, end) of image n to dw, laid out as Pieces say.
   void add_unit(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax, T* dw) {
     find_patches(n, begin, end, x);
-    const int64_t at = (n * g_.windows + begin) * g_.conv.k + first_channel_;
-    several_classes_ ? list_winners<true>(at, end - begin, dy, argmax) : list_winners<false>(at, end - begin, dy, argmax);
-    for (int64_t k = 0; k < channels_; ++k) {
-      const Term<T>* terms = terms_.get() + k * units_.windows;
-      T* gradient = dw + (first_channel_ + k) * g_.pieces.length;
-      if (!several_classes_)
-        add(g_.rows[0], g_.cols[0], terms, count_[size_t(k)], gradient);
-      else
-        add_by_class(terms, class_of_.get() + k * units_.windows, count_[size_t(k)], gradient);
-    }
-  }
-
- private:
-  struct Patch {
-    const T* first;       // null where there is none: beyond the last position, or in the pool's padding
-    int32_t class_index;  // of rows and columns together
-  };
-
-  void find_patches(int64_t n, int64_t begin, int64_t end, const T* x) {
-    Patch* patch = patches_.data();
-    g_.each_output(begin, end, [&](Geometry::Output output) {
-      const auto [row, col] = output;
-      const bool listed = row && !(padded_ && row->taps == g_.conv.kh && col->taps == g_.conv.kw);
-      *patch++ = listed ? Patch{x + g_.x.at(n, row->source, col->source),
-                                int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index)}
-                        : Patch{nullptr, 0};
-    });
-  }
-
-  template <bool kClasses>
-  void list_winners(int64_t at, int64_t windows, const T* dy, const uint8_t* argmax) {
-    Term<T>* const terms = terms_.get();
-    int32_t *const class_of = class_of_.get(), *const count = count_.data();
-    const int64_t room = units_.windows, channels = channels_, all = g_.conv.k;
-    const int positions = int(g_.positions);
-    std::fill_n(count, channels, 0);
-    for (int64_t p = 0; p < windows; ++p, at += all) {
-      const Patch* patch = patches_.data() + p * (positions + 1);
-      if (padded_ && std::all_of(patch, patch + positions, [](const Patch& at) { return !at.first; })) continue;
+    for (int64_t first = 0; first < channels_; first += W) {
+      const int64_t channels = std::min<int64_t>(channels_ - first, W);
+      const int64_t at = (n * g_.windows + begin) * g_.conv.k + first_channel_ + first;
+      list_winners(end - begin, channels, dy + at, argmax + at);
       for (int64_t k = 0; k < channels; ++k) {
-        // Written in any case and kept where there is a patch: no branch on what won.
-        const Patch& winner = patch[std::min<int>(argmax[at + k], positions)];
-        const int64_t place = k * room + count[k];
-        terms[place].row = winner.first, terms[place].weight = dy[at + k];
-        if (kClasses) class_of[place] = winner.class_index;
-        count[k] += winner.first != nullptr;
+        const Terms<T> terms = winners_.terms(k * room_, count_[k]);
+        T* gradient = dw + (first_channel_ + first + k) * g_.pieces.length;
+        several_classes_ ? add_by_class(terms, gradient) : add(g_.rows[0], g_.cols[0], terms, gradient);
       }
     }
   }
 
+ private:
+  using Element = simd::Element<T>;
+  static constexpr int W = kWidth<T>;
+
+  // Where the patch under each position of the windows begins.
+  void find_patches(int64_t n, int64_t begin, int64_t end, const T* x) {
+    size_t at = 0;
+    std::fill_n(listed_.begin(), end - begin, 0);
+    g_.each_output(begin, end, [&](Geometry::Output output) {
+      const auto [row, col] = output;
+      const bool listed = row && !(padded_ && row->taps == g_.conv.kh && col->taps == g_.conv.kw);
+      if (several_classes_ && listed)
+        class_of_patch_[at] = int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index);
+      listed_[at / size_t(g_.positions + 1)] += listed;
+      patches_[at++] = listed ? x + g_.x.at(n, row->source, col->source) : nullptr;
+    });
+  }
+
+  // The winners' patches of W channels at the most, by the numbers that find_patches gave them; dy and argmax are the first
+  // window's, at the first channel. W windows at a time, transposed, so that a channel's are side by side.
+  void list_winners(int64_t windows, int64_t channels, const T* dy, const uint8_t* argmax) {
+    std::fill_n(count_, W, 0);
+    alignas(64) T weights[W * W], patches[W * W];  // the numbers as bits of T
+    for (int64_t begin = 0; begin < windows; begin += W) {
+      const int64_t rows = std::min<int64_t>(windows - begin, W);
+      for (int64_t row = 0; row < rows; ++row, dy += g_.conv.k, argmax += g_.conv.k) {
+        simd::store(weights + row * W, simd::load(dy, channels));
+        const auto patch = winning_patches(begin + row, simd::load_bytes<T>(argmax, channels));
+        std::memcpy(patches + row * W, &patch, sizeof patch);
+      }
+      pack_transposed(weights, W, rows, weights, W);
+      pack_transposed(patches, W, rows, patches, W);
+      const uint32_t real = uint32_t((uint64_t(1) << rows) - 1);
+      for (int64_t k = 0; k < channels; ++k) {
+        simd::Integers<T> patch;
+        std::memcpy(&patch, patches + k * W, sizeof patch);
+        count_[k] +=
+            winners_.store(k * room_ + count_[k], ~simd::negative<T>(patch) & real, patch, simd::load(weights + k * W));
+      }
+    }
+  }
+
+  // -1 where there is none that is listed.
+  simd::Integers<T> winning_patches(int64_t window, simd::Integers<T> position) const {
+    const simd::Integers<T> none = simd::Integers<T>{} - 1;
+    const int32_t listed = listed_[size_t(window)];
+    if (listed == 0) return none;
+    simd::Integers<T> patch = position < Element(g_.positions) ? position + Element(window * (g_.positions + 1)) : none;
+    if (listed < g_.positions)
+      for (int i = 0; i < W; ++i)
+        if (patch[i] >= 0 && !patches_[size_t(patch[i])]) patch[i] = -1;
+    return patch;
+  }
+
   // Winners whose patches have the same taps.
-  void add(const Point& row, const Point& col, const Term<T>* terms, int64_t count, T* gradient) const {
+  void add(const Point& row, const Point& col, Terms<T> terms, T* gradient) const {
     g_.pieces.each(g_.conv, col, [&](int64_t in_filter, int64_t in_x, int64_t length) {
-      add_rows(terms, count, row.taps, length, in_x, g_.conv.dh * g_.x.w * g_.x.c,
+      add_rows(patches_.data(), terms, row.taps, length, in_x, g_.conv.dh * g_.x.w * g_.x.c,
                gradient + in_filter + row.tap * g_.pieces.row_step(), g_.pieces.row_step());
     });
   }
 
-  void add_by_class(const Term<T>* terms, const int32_t* classes, int64_t count, T* gradient) {
+  void add_by_class(Terms<T> terms, T* gradient) {
+    const auto class_of = [&](int64_t i) { return size_t(class_of_patch_[size_t(terms.row[i])]); };
     std::fill(begin_.begin(), begin_.end(), 0);
-    for (int64_t i = 0; i < count; ++i) ++begin_[size_t(classes[i]) + 1];
+    for (int64_t i = 0; i < terms.count; ++i) ++begin_[class_of(i) + 1];
     for (size_t c = 1; c < begin_.size(); ++c) begin_[c] += begin_[c - 1];
-    for (int64_t i = 0; i < count; ++i) sorted_[size_t(begin_[size_t(classes[i])]++)] = terms[i];
+    for (int64_t i = 0; i < terms.count; ++i) sorted_.store(begin_[class_of(i)]++, terms.row[i], terms.weight[i]);
     int64_t first = 0;
     for (size_t c = 0; c + 1 < begin_.size(); first = begin_[c++]) {  // begin_[c] has moved to the end of c
       if (first == begin_[c]) continue;
       const AxisClass& rows = g_.plan.rows[c / g_.plan.cols.size()];
       const AxisClass& cols = g_.plan.cols[c % g_.plan.cols.size()];
-      add({rows.tap, rows.taps, 0, 0}, {cols.tap, cols.taps, 0, 0}, sorted_.data() + first, begin_[c] - first, gradient);
+      add({rows.tap, rows.taps, 0, 0}, {cols.tap, cols.taps, 0, 0}, sorted_.terms(first, begin_[c] - first), gradient);
     }
   }
 
@@ -334,12 +362,14 @@ class FilterGradient {
   const bool padded_;
   const int64_t first_channel_, channels_;
   const bool several_classes_;
-  std::vector<Patch> patches_;              // window by window, positions + 1 each
-  const std::unique_ptr<Term<T>[]> terms_;  // of each channel, room for a unit's windows
-  const std::unique_ptr<int32_t[]> class_of_;
-  std::vector<int32_t> count_;
+  std::vector<const T*> patches_;        // window by window, positions + 1 each; null: none, or not listed
+  std::vector<int32_t> class_of_patch_;  // of rows and columns together
+  std::vector<int32_t> listed_;          // of each window's patches
+  const int64_t room_;                   // of a channel in winners_: a unit's windows and a vector
+  TermMemory<T> winners_;                // of W channels: patches, by their numbers
+  int64_t count_[W];
+  TermMemory<T> sorted_;
   std::vector<int64_t> begin_;
-  std::vector<Term<T>> sorted_;
 };
 
 template <class T>

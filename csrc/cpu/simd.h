@@ -2,6 +2,8 @@
 // extension: + - * / and comparisons work element by element. Only what the compiler cannot say by itself is wrapped.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -188,22 +190,23 @@ inline void store_bytes(uint8_t* p, Integers<T> v, int64_t n) {
 // The first min(n, kWidth) bytes as integers, the others as zero.
 template <class T>
 inline Integers<T> load_bytes(const uint8_t* p, int64_t n) {
+#if defined(__AVX512F__)  // the compiler would take them out one by one
+  const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16((1u << std::min(n, int64_t(kWidth<T>))) - 1), p);
+  return Integers<T>(sizeof(T) == 4 ? _mm512_maskz_cvtepu8_epi32(0xffff, bytes) : _mm512_maskz_cvtepu8_epi64(0xff, bytes));
+#else
   typedef uint8_t Bytes __attribute__((vector_size(kWidth<T>)));
   Bytes bytes{};
   if (n >= kWidth<T>)
     std::memcpy(&bytes, p, sizeof bytes);
   else
     std::memcpy(&bytes, p, size_t(n));
-#if defined(__AVX512F__)  // the compiler would take them out one by one
-  __m128i low{};
-  std::memcpy(&low, &bytes, sizeof bytes);
-  return Integers<T>(sizeof(T) == 4 ? _mm512_maskz_cvtepu8_epi32(0xffff, low) : _mm512_maskz_cvtepu8_epi64(0xff, low));
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
   __m128i low{};
   std::memcpy(&low, &bytes, sizeof bytes);
   return Integers<T>(sizeof(T) == 4 ? _mm256_cvtepu8_epi32(low) : _mm256_cvtepu8_epi64(low));
 #else
   return __builtin_convertvector(bytes, Integers<T>);
+#endif
 #endif
 }
 
@@ -223,6 +226,63 @@ inline uint64_t equal_bytes(const uint8_t* p, int64_t n, uint8_t value) {
 #endif
   for (; i < n && i < 64; ++i) bits |= uint64_t(p[i] == value) << i;
   return bits;
+#endif
+}
+
+// A bit for each element that is negative, as what a comparison gives is where it holds; the first one's lowest.
+template <class T>
+inline uint32_t negative(Integers<T> v) {
+#if defined(__AVX512F__)
+  return sizeof(T) == 4 ? _mm512_movepi32_mask(__m512i(v)) : _mm512_movepi64_mask(__m512i(v));
+#elif defined(__AVX2__)
+  return uint32_t(sizeof(T) == 4 ? _mm256_movemask_ps(__m256(v)) : _mm256_movemask_pd(__m256d(v)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kWidth<T>; ++i) bits |= uint32_t(v[i] < 0) << i;
+  return bits;
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each choice of eight elements, their places, the first one's in the lowest byte.
+constexpr std::array<uint64_t, 256> kChosen = [] {
+  std::array<uint64_t, 256> chosen{};
+  for (int choice = 0; choice < 256; ++choice)
+    for (int i = 0, count = 0; i < 8; ++i)
+      if (choice >> i & 1) chosen[size_t(choice)] |= uint64_t(i) << 8 * count++;
+  return chosen;
+}();
+#endif
+
+// The elements of v and of w that have a bit, side by side; a whole vector of each is written. Gives their number.
+template <class T>
+inline int64_t store_chosen(uint32_t bits, V<T> v, Integers<T> w, T* to_v, Element<T>* to_w) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    store(to_v, V<T>(_mm512_maskz_compress_ps(__mmask16(bits), __m512(v))));
+    w = Integers<T>(_mm512_maskz_compress_epi32(__mmask16(bits), __m512i(w)));
+  } else {
+    store(to_v, V<T>(_mm512_maskz_compress_pd(__mmask8(bits), __m512d(v))));
+    w = Integers<T>(_mm512_maskz_compress_epi64(__mmask8(bits), __m512i(w)));
+  }
+  std::memcpy(to_w, &w, sizeof w);
+  return __builtin_popcount(bits);
+#else
+#if defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m256i places = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(int64_t(kChosen[bits])));
+    store(to_v, V<T>(_mm256_permutevar8x32_ps(__m256(v), places)));
+    w = Integers<T>(_mm256_permutevar8x32_epi32(__m256i(w), places));
+    std::memcpy(to_w, &w, sizeof w);
+    return __builtin_popcount(bits);
+  }
+#endif
+  int64_t count = 0;
+  for (int i = 0; i < kWidth<T>; ++i) {
+    to_v[count] = v[i], to_w[count] = w[i];
+    count += bits >> i & 1;
+  }
+  return count;
 #endif
 }
 
