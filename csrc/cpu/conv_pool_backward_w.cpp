@@ -1,5 +1,5 @@
 // Gradient of the filter of a convolution under a max pool: an item is a slice of the batch's units by a block of channels.
-// A unit is a run of windows of one image, whose winners are listed for each channel first.
+// A unit is a run of windows of one image, or a few whole images, whose winners are listed for each channel first.
 #include <memory>
 #include <optional>
 
@@ -14,18 +14,21 @@ constexpr int64_t kChannels = 64;  // of a block at the most
 // By the shape alone, for the bits' sake. Each slice is one more gradient to write and to add up, for which some ten windows
 // could be added: beyond kFew, slices have kEnough windows.
 struct Units {
-  int64_t windows, per_image, count, slices;  // windows a unit has at most
+  int64_t images, windows;   // that a unit has at most; of each image
+  int64_t per_image, count;  // units
+  int64_t slices;
 
   explicit Units(const ConvPoolShape& s) {
     constexpr int64_t kTerms = 1 << 12, kSlices = 16, kFew = 4, kEnough = 256, kPartials = 1 << 22;
     const int64_t all = s.pool.ho * s.pool.wo;
     windows = std::clamp<int64_t>(kTerms / std::min(s.conv.k, kChannels), 16, 512);
     windows = std::clamp<int64_t>(s.pool.n * all / kSlices, 16, windows);
+    images = std::max<int64_t>(windows / all, 1);
     const int64_t row = s.pool.wo <= windows ? s.pool.wo : 1;  // whole rows of windows, where one fits
     windows -= windows % row;
     per_image = ceil_div(all, windows);
     windows = ceil_div(all / row, per_image) * row;
-    count = s.pool.n * per_image;
+    count = ceil_div(s.pool.n, images) * per_image;
     const int64_t weights = s.conv.kh * s.conv.kw * s.conv.c * s.conv.k;
     const int64_t most = std::min({count, kPartials / weights, std::max(s.pool.n * all / kEnough, kFew)});
     slices = std::clamp<int64_t>(most, 1, kSlices);
@@ -254,24 +257,27 @@ class FilterGradient {
         first_channel_(first_channel),
         channels_(channels),
         several_classes_(g.plan.rows.size() * g.plan.cols.size() > 1),
-        patches_(size_t(units.windows * (g.positions + 1))),
-        listed_(size_t(units.windows)),
-        room_(units.windows + W),
+        patches_(size_t(units.images * units.windows * (g.positions + 1))),
+        room_(units.images * units.windows + W),
         winners_(W * room_),
-        sorted_(units.windows) {
+        sorted_(units.images * units.windows) {
+    listed_windows_.reserve(size_t(units.images * units.windows));
     if (several_classes_) {
       class_of_patch_.resize(patches_.size());
       begin_.resize(g.plan.rows.size() * g.plan.cols.size() + 1);
     }
   }
 
-  // Adds windows [begin, end) of image n to dw, laid out as Pieces say.
-  void add_unit(int64_t n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax, T* dw) {
-    find_patches(n, begin, end, x);
+  // Adds windows [begin, end) of images [n, end_n) to dw, laid out as Pieces say; all windows, where the images are several.
+  void add_unit(int64_t n, int64_t end_n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax,
+                T* dw) {
+    windows_found_ = 0, listed_windows_.clear();
+    for (int64_t image = n; image < end_n; ++image) find_patches(image, begin, end, x);
+    if (listed_windows_.empty()) return;
     for (int64_t first = 0; first < channels_; first += W) {
       const int64_t channels = std::min<int64_t>(channels_ - first, W);
       const int64_t at = (n * g_.windows + begin) * g_.conv.k + first_channel_ + first;
-      list_winners(end - begin, channels, dy + at, argmax + at);
+      list_winners(channels, dy + at, argmax + at);
       for (int64_t k = 0; k < channels; ++k) {
         const Terms<T> terms = winners_.terms(k * room_, count_[k]);
         T* gradient = dw + (first_channel_ + first + k) * g_.pieces.length;
@@ -284,30 +290,41 @@ class FilterGradient {
   using Element = simd::Element<T>;
   static constexpr int W = kWidth<T>;
 
-  // Where the patch under each position of the windows begins.
+  // A window of the unit with patches that are listed, and whether all of them are.
+  struct ListedWindow {
+    int64_t number;
+    bool whole;
+  };
+
+  // Where the patch under each position of the windows begins, after those that were found before.
   void find_patches(int64_t n, int64_t begin, int64_t end, const T* x) {
-    size_t at = 0;
-    std::fill_n(listed_.begin(), end - begin, 0);
+    int64_t at = windows_found_ * (g_.positions + 1), position = 0, listed = 0;  // of the window's patches
     g_.each_output(begin, end, [&](Geometry::Output output) {
       const auto [row, col] = output;
-      const bool listed = row && !(padded_ && row->taps == g_.conv.kh && col->taps == g_.conv.kw);
-      if (several_classes_ && listed)
-        class_of_patch_[at] = int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index);
-      listed_[at / size_t(g_.positions + 1)] += listed;
-      patches_[at++] = listed ? x + g_.x.at(n, row->source, col->source) : nullptr;
+      const bool is_listed = row && !(padded_ && row->taps == g_.conv.kh && col->taps == g_.conv.kw);
+      if (several_classes_ && is_listed)
+        class_of_patch_[size_t(at)] = int32_t(row->class_index * int(g_.plan.cols.size()) + col->class_index);
+      patches_[size_t(at++)] = is_listed ? x + g_.x.at(n, row->source, col->source) : nullptr;
+      listed += is_listed;
+      if (position++ < g_.positions) return;
+      if (listed) listed_windows_.push_back({windows_found_, listed == g_.positions});
+      ++windows_found_, position = listed = 0;
     });
   }
 
-  // The winners' patches of W channels at the most, by the numbers that find_patches gave them; dy and argmax are the first
-  // window's, at the first channel. W windows at a time, transposed, so that a channel's are side by side.
-  void list_winners(int64_t windows, int64_t channels, const T* dy, const uint8_t* argmax) {
+  // The winners' patches of W channels at the most, by the numbers that find_patches gave them; dy and argmax are the unit's
+  // first window's, at the first channel. W windows at a time, transposed, so that a channel's are side by side.
+  void list_winners(int64_t channels, const T* dy, const uint8_t* argmax) {
     std::fill_n(count_, W, 0);
     alignas(64) T weights[W * W], patches[W * W];  // the numbers as bits of T
+    const int64_t windows = int64_t(listed_windows_.size());
     for (int64_t begin = 0; begin < windows; begin += W) {
       const int64_t rows = std::min<int64_t>(windows - begin, W);
-      for (int64_t row = 0; row < rows; ++row, dy += g_.conv.k, argmax += g_.conv.k) {
-        simd::store(weights + row * W, simd::load(dy, channels));
-        const auto patch = winning_patches(begin + row, simd::load_bytes<T>(argmax, channels));
+      for (int64_t row = 0; row < rows; ++row) {
+        const ListedWindow& window = listed_windows_[size_t(begin + row)];
+        const int64_t at = window.number * g_.conv.k;
+        simd::store(weights + row * W, simd::load(dy + at, channels));
+        const auto patch = winning_patches(window, simd::load_bytes<T>(argmax + at, channels));
         std::memcpy(patches + row * W, &patch, sizeof patch);
       }
       pack_transposed(weights, W, rows, weights, W);
@@ -323,14 +340,12 @@ class FilterGradient {
   }
 
   // -1 where there is none that is listed.
-  simd::Integers<T> winning_patches(int64_t window, simd::Integers<T> position) const {
+  simd::Integers<T> winning_patches(ListedWindow window, simd::Integers<T> position) const {
     const simd::Integers<T> none = simd::Integers<T>{} - 1;
-    const int32_t listed = listed_[size_t(window)];
-    if (listed == 0) return none;
-    simd::Integers<T> patch = position < Element(g_.positions) ? position + Element(window * (g_.positions + 1)) : none;
-    if (listed < g_.positions)
-      for (int i = 0; i < W; ++i)
-        if (patch[i] >= 0 && !patches_[size_t(patch[i])]) patch[i] = -1;
+    const Element first = Element(window.number * (g_.positions + 1)), positions = Element(g_.positions);
+    simd::Integers<T> patch = position < positions ? position + first : none;
+    for (Element p = 0; p < positions && !window.whole; ++p)
+      if (!patches_[size_t(first + p)]) patch = position == p ? none : patch;
     return patch;
   }
 
@@ -364,9 +379,10 @@ class FilterGradient {
   const bool several_classes_;
   std::vector<const T*> patches_;        // window by window, positions + 1 each; null: none, or not listed
   std::vector<int32_t> class_of_patch_;  // of rows and columns together
-  std::vector<int32_t> listed_;          // of each window's patches
-  const int64_t room_;                   // of a channel in winners_: a unit's windows and a vector
-  TermMemory<T> winners_;                // of W channels: patches, by their numbers
+  int64_t windows_found_ = 0;
+  std::vector<ListedWindow> listed_windows_;
+  const int64_t room_;     // of a channel in winners_: a unit's windows and a vector
+  TermMemory<T> winners_;  // of W channels: patches, by their numbers
   int64_t count_[W];
   TermMemory<T> sorted_;
   std::vector<int64_t> begin_;
@@ -402,14 +418,17 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
     if (!copied || g.plan.rows.size() * g.plan.cols.size() > 1)
       listed.emplace(g, units, first, channels, copied.has_value());
     for (int64_t unit = units.count * slice / units.slices; unit < units.count * (slice + 1) / units.slices; ++unit) {
-      const int64_t n = unit / units.per_image, part = unit % units.per_image;
-      const int64_t begin = part * units.windows, end = std::min(begin + units.windows, g.windows);
-      const int64_t unit_at = (n * g.windows + begin) * s.k + first;
-      if (copied) copied->add(n, begin, end, x, dy + unit_at, argmax + unit_at, listed ? nullptr : sums);
+      const int64_t n = unit / units.per_image * units.images, end_n = std::min(n + units.images, s.n);
+      const int64_t begin = unit % units.per_image * units.windows, end = std::min(begin + units.windows, g.windows);
+      const auto at_window = [&](int64_t image, int64_t window) { return (image * g.windows + window) * s.k + first; };
+      for (int64_t image = n; copied && image < end_n; ++image) {
+        const int64_t at = at_window(image, begin);
+        copied->add(image, begin, end, x, dy + at, argmax + at, listed ? nullptr : sums);
+      }
       if (!listed) continue;
-      listed->add_unit(n, begin, end, x, dy, argmax, partial);
+      listed->add_unit(n, end_n, begin, end, x, dy, argmax, partial);
       const int positions = int(g.positions);
-      for (int64_t at = unit_at; at < (n * g.windows + end) * s.k; at += s.k) {
+      for (int64_t at = at_window(n, begin); at < at_window(end_n - 1, end); at += s.k) {
         const T* __restrict from = dy + at;
         const uint8_t* __restrict where = argmax + at;
         for (int64_t k = 0; k < channels; ++k) {

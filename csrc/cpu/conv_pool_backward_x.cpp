@@ -63,10 +63,11 @@ class Winners {
 template <class T>
 class PatchGradient {
  public:
+  // Whether it serves and, by the vectors of a row of taps, pays: channels that do not fill theirs make them more.
   static bool fits(const ConvPoolShape& s) {
     const Conv2dShape& c = s.conv;
     return simd::kBytes == 64 && c.kh == kTaps && c.kw == kTaps && c.sh == 1 && c.sw == 1 && c.dh == 1 && c.dw == 1 &&
-           s.pool.kh == kSize && s.pool.kw == kSize;
+           s.pool.kh == kSize && s.pool.kw == kSize && 4 * kTaps * ceil_div(c.c, W) <= 5 * ceil_div(kTaps * c.c, W);
   }
   static int64_t filter_size(const Conv2dShape& s) { return ceil_div(s.c, W) * s.k * kFilter; }
 
