@@ -46,6 +46,13 @@ CASES = {
     "largest-window": ((1, 18, 16, 1), (2, 2, 2), {"window": (17, 15)}),
     "long-rows": ((1, 2, 500, 2), (1, 3, 3), {"window": (1, 2)}),
     "many-channels": ((1, 6, 6, 130), (3, 3, 70), {"window": 2, "padding": "same"}),
+    "bands-of-patches": (
+        (1, 35, 9, 24),
+        (3, 3, 17),
+        {"window": 2, "pool_stride": 1, "padding": ((0, 2), (1, 3)), "pool_padding": ((1, 0), (0, 1))},
+    ),
+    "small-maps": ((41, 5, 6, 24), (3, 3, 40), {"window": 2, "padding": "same"}),
+    "small-photos": ((37, 6, 5, 3), (3, 3, 20), {"window": 2, "padding": "same"}),
     "long-taps": ((1, 5, 9, 70), (2, 3, 20), {"window": 2}),
     "photo": ((2, 19, 20, 3), (3, 3, 33), {"window": 2}),
     "photo-wide": ((2, 12, 46, 3), (3, 3, 8), {"window": 2}),  # runs of windows begin amid a row
@@ -164,7 +171,7 @@ def test_any_geometry(backend, n, size, c, k, kernel, seed, **options):
     check_exactly(rng, x, w, b, options)
 
 
-@pytest.mark.parametrize("name", ["tutorial-second", "overlapping", "same", "many-channels"])
+@pytest.mark.parametrize("name", ["tutorial-second", "overlapping", "same", "many-channels", "small-maps"])
 def test_same_bits_under_every_schedule(each_schedule, backend, rng, name):
     x, w, b, options = make(name, floats, rng)
 
