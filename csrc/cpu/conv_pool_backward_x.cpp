@@ -133,9 +133,9 @@ class PatchGradient {
                                         int64_t first_row, int64_t end_row, T* dx) const {
     const int64_t down = g_.x.w * g_.x.c, right = g_.x.c;
     const simd::First<T> channels(std::min<int64_t>(g_.x.c - c, W));
-    T* const to = dx + row * down + col * right + c;
+    const int64_t first = row * down + col * right + c;
     const auto add = [&](int64_t r, int64_t q, simd::V<T> v) {
-      T* const pixel = to + r * down + q * right;
+      T* const pixel = dx + (first + r * down + q * right);
       channels.store(pixel, channels.load(pixel) + v);
     };
     if (row >= first_row && row + kPatch <= end_row && col >= 0 && col + kPatch <= g_.x.w) {
