@@ -250,18 +250,18 @@ class ShortPatches {
 template <class T>
 class FilterGradient {
  public:
-  FilterGradient(const Geometry& g, const Units& units, int64_t first_channel, int64_t channels, bool padded)
+  // windows: that a unit has at most.
+  FilterGradient(const Geometry& g, int64_t windows, int64_t first_channel, int64_t channels, bool padded)
       : g_(g),
-        units_(units),
         padded_(padded),
         first_channel_(first_channel),
         channels_(channels),
         several_classes_(g.plan.rows.size() * g.plan.cols.size() > 1),
-        patches_(size_t(units.images * units.windows * (g.positions + 1))),
-        room_(units.images * units.windows + W),
+        patches_(size_t(windows * (g.positions + 1))),
+        room_(windows + W),
         winners_(W * room_),
-        sorted_(units.images * units.windows) {
-    listed_windows_.reserve(size_t(units.images * units.windows));
+        sorted_(windows) {
+    listed_windows_.reserve(size_t(windows));
     if (several_classes_) {
       class_of_patch_.resize(patches_.size());
       begin_.resize(g.plan.rows.size() * g.plan.cols.size() + 1);
@@ -373,7 +373,6 @@ class FilterGradient {
   }
 
   const Geometry& g_;
-  const Units& units_;
   const bool padded_;
   const int64_t first_channel_, channels_;
   const bool several_classes_;
@@ -416,7 +415,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
     std::optional<FilterGradient<T>> listed;
     if (ShortPatches<T>::fits(g)) copied.emplace(g, channels);
     if (!copied || g.plan.rows.size() * g.plan.cols.size() > 1)
-      listed.emplace(g, units, first, channels, copied.has_value());
+      listed.emplace(g, units.images * units.windows, first, channels, copied.has_value());
     for (int64_t unit = units.count * slice / units.slices; unit < units.count * (slice + 1) / units.slices; ++unit) {
       const int64_t n = unit / units.per_image * units.images, end_n = std::min(n + units.images, s.n);
       const int64_t begin = unit % units.per_image * units.windows, end = std::min(begin + units.windows, g.windows);

@@ -1,7 +1,5 @@
 // Gradient of the input of a convolution under a max pool: an item is a band of rows of one image's dx, so that batches of
 // few images have enough of them.
-#include <memory>
-
 #include "panels.h"
 #include "winners.h"
 

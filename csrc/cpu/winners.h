@@ -7,7 +7,7 @@
 // Both are sums of weighted rows of memory, kept in registers. A row of taps is one stretch of kw * C elements where they
 // lie side by side (dilation 1). One multiply-add per load: bound by loads and arithmetic alike. Order of the sums: of dx,
 // over channels within a position, over positions within a window, over windows; of dw, over windows within a unit (a run of
-// windows of one image), over units within a slice; all of them by the shape alone.
+// windows of one image, or a few whole images), over units within a slice; all of them by the shape alone.
 #pragma once
 
 #include <array>
@@ -27,6 +27,7 @@ struct Terms {
   int64_t count;
 };
 
+// Memory for so many terms, and for what whole vectors write beyond the last of them.
 template <class T>
 class TermMemory {
  public:
