@@ -44,7 +44,7 @@ START_LIMIT, ANSWER_LIMIT = 120, 300  # seconds: of an import, of a compilation
 
 
 class Remote:
-    """A contender in a process of its own (bench/worker.py), started when it is first needed."""
+    """A contender in a process of its own (bench/worker.py). It starts at once; `wait` until it is there, or found not to be."""
 
     def __init__(self, name: str, python: str, device: str, threads: int, logs: Path) -> None:
         self.name, self.device, self.threads = name, device, threads
@@ -76,7 +76,11 @@ class Remote:
             except OSError as error:
                 self.process = None
                 self.told = {"skipped": f"{python} does not start ({error})"}
-                return
+
+    def wait(self) -> None:
+        """Until its library is imported, the first time."""
+        if self.told:
+            return
         answer = self._answer(START_LIMIT)
         if "ready" in answer:
             self.told = answer["ready"]
@@ -243,15 +247,17 @@ class Run:
         self.left_out: list[str] = []
         self.begin = time.monotonic()
 
-    def contender(self, name: str) -> Remote:
-        """Started, if this is the first case that needs it."""
-        if name not in self.contenders:
+    def ready(self, names: list[str]) -> list[Remote]:
+        """Those of the contenders that are there. Whichever this case is the first to need start side by side."""
+        new = [name for name in names if name not in self.contenders]
+        for name in new:
             python = self.chosen.pythons.get(peers.split(name)[0], sys.executable)
-            remote = Remote(name, python, self.chosen.device, self.threads, self.scratch)
-            self.contenders[name] = remote
+            self.contenders[name] = Remote(name, python, self.chosen.device, self.threads, self.scratch)
+        for remote in (self.contenders[name] for name in new):
+            remote.wait()
             if not remote.ready:
-                print(f"{name}: skipped: {remote.told['skipped']}")
-        return self.contenders[name]
+                print(f"{remote.name}: skipped: {remote.told['skipped']}")
+        return [self.contenders[name] for name in names if self.contenders[name].ready]
 
     def measure_peak(self) -> None:
         """Measure the ceilings, at the begin and at the end; the higher ones count."""
@@ -267,7 +273,7 @@ class Run:
             return
         with turn(self.chosen.lock):
             names = [name for name in self.chosen.contenders if peers.wanted(name, case.family.name)]
-            ready = [contender for contender in map(self.contender, names) if contender.ready]
+            ready = self.ready(names)
             for which in case.passes:
                 if self.chosen.passes and which not in self.chosen.passes.split(","):
                     continue

@@ -151,7 +151,7 @@ def test_wrong_arguments(backend, name):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_dropout(backend, rng, shape, dtype):
     x, keep = np.asarray(floats(rng, shape, dtype), dtype), np.asarray(rng.random(shape) < 0.7)
-    for op, mask in ((ops.dropout, keep), (ops.dropout_backward, 3 * keep.astype(np.uint8))):
+    for op, mask in ((ops.dropout, keep), (ops.dropout_backward, np.asarray(3 * keep, np.uint8))):
         y = op(x, mask, 0.3)
         assert y.dtype == dtype
         assert_same_bits(y, np.where(keep, x * dtype(1 / 0.7), dtype(0)))
@@ -161,8 +161,11 @@ def test_dropout(backend, rng, shape, dtype):
 def test_dropped_is_zero_whatever_it_was(backend):
     x = np.array([np.nan, np.inf, -np.inf, -1, -0.0, 2] * 2, np.float32)
     keep = np.arange(12) >= 6
-    assert_same_bits(ops.dropout(x, keep, 0.5), np.concatenate([np.zeros(6, np.float32), x[6:] * 2]))
-    assert_same_bits(ops.dropout(x[::-1], keep[::-1], 0.0), np.where(keep, x, np.float32(0))[::-1])
+    y, backwards = ops.dropout(x, keep, 0.5), ops.dropout(x[::-1], keep[::-1], 0.0)
+    for result in (y, backwards):
+        result[np.isnan(result)] = np.nan  # of which a GPU's arithmetic makes other bits
+    assert_same_bits(y, np.concatenate([np.zeros(6, np.float32), x[6:] * 2]))
+    assert_same_bits(backwards, np.where(keep, x, np.float32(0))[::-1])
 
 
 @pytest.mark.parametrize("name", ["dropout", "dropout_backward"])
