@@ -17,6 +17,8 @@ constexpr int64_t kChunk = 16;           // row tiles per item at the most
 constexpr int64_t kCached = 4 << 20;     // bytes of b that may be expected to stay in the caches
 constexpr int64_t kGroup = 16;           // panels per item at the least, unless threads have fewer of their own
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
+constexpr int64_t kOwn = 640 << 10;      // bytes of b that a thread may pack for itself
+constexpr int64_t kManyRows = 80;        // rows of a thread for which that pays
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
 
@@ -29,10 +31,14 @@ Panels<T> panels_of_b(const GemmShape& s) {
 template <class T>
 struct Cut {
   bool packed;             // whether rows are packed
+  bool alone;              // whether each thread packs b's panels for itself, each when it first comes to it
   int64_t chunks, groups;  // of rows, of panels
-  Cut(const GemmShape& s, int64_t threads) {
-    const int64_t panels = ceil_div(s.n, kCols<T>);
+  Cut(const GemmShape& s, const Panels<T>& panels_of_b, const T* b, int64_t threads) {
+    const int64_t panels = panels_of_b.count();
     packed = s.transpose_a || panels >= kPacked;
+    // Where all of b stays in a thread's L2, and it has rows enough: then nobody waits, nor reads what another core wrote.
+    const bool worthwhile = panels_of_b.first_packed == 0 || aligned(b) != b;
+    alone = packed && worthwhile && s.k * s.n * int64_t(sizeof(T)) <= kOwn && s.m >= kManyRows * threads;
     const int64_t height = packed ? kAdjacentRows : kRows, tiles = ceil_div(s.m, height);
     const auto worth = [&](int64_t rows) {  // panels that are worth a thread's while
       return std::max<int64_t>(kLeastWork / std::max<int64_t>(rows * s.k * kCols<T>, 1), 1);
@@ -75,59 +81,92 @@ void pack_rows(const GemmShape& s, const T* a, int64_t first, int64_t count, int
   });
 }
 
-// Rows [first, first + count) by panels [left, right).
+// One thread's part of a product: its memory, and the items that it does.
 template <class T>
-void gemm_item(const Product<T>& g, bool packed, int64_t first, int64_t count, int64_t left, int64_t right) {
-  const GemmShape& s = g.s;
-  const int64_t blocks = std::max<int64_t>(ceil_div(s.k, kDepth), 1), longest = ceil_div(s.k, blocks);
-  const int64_t sums_size = blocks > 1 ? count * (right - left) * kCols<T> : 0;
-  const std::unique_ptr<T[]> memory(new T[size_t(sums_size + (packed ? count * longest : 0) + 2 * kAlign<T>)]);
-  T* const sums = aligned(memory.get());
-  T* const packed_rows = sums + sums_size;
-
-  const T* rows[kRows];
-  const T* c_rows[kAdjacentRows * kChunk];
-  T* y_rows[kAdjacentRows * kChunk];
-  for (int64_t r = 0; r < count; ++r) {
-    c_rows[r] = g.c ? g.c + (first + r) * s.n : nullptr;
-    y_rows[r] = g.y + (first + r) * s.n;
+class Worker {
+ public:
+  Worker(const Product<T>& g, const Cut<T>& cut)
+      : g_(g),
+        packed_(cut.packed),
+        alone_(cut.alone),
+        blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)),
+        panel_(g.s.k * kCols<T>) {
+    const int64_t panels = g.panels.count(), count = ceil_div(g.s.m, cut.chunks);
+    const int64_t sums = blocks_ > 1 ? count * ceil_div(panels, cut.groups) * kCols<T> : 0;
+    const int64_t rows = packed_ ? ceil_div(count * ceil_div(g.s.k, blocks_), kAlign<T>) * kAlign<T> + kAlign<T> : 0;
+    memory_.reset(new T[size_t(kAlign<T> + sums + rows + (alone_ ? panels * panel_ : 0))]);
+    sums_ = aligned(memory_.get()), rows_ = sums_ + sums, panels_ = rows_ + rows;
+    if (alone_) has_.reset(new bool[size_t(panels)]());
   }
-  Run run{};
-  TileArgs<T> t{};
-  t.rows = rows, t.runs = &run, t.run_count = 1;
-  t.bias = g.bias, t.alpha = g.alpha, t.beta = g.beta, t.relu = g.relu;
-  t.next_step = ceil_div(kCols<T>, std::max<int64_t>(ceil_div(count, kAdjacentRows), 1));
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t k = s.k * block / blocks, depth = s.k * (block + 1) / blocks - k;
-    run = {0, k, depth};
-    if (packed) pack_rows(s, g.a, first, count, k, depth, packed_rows);
-    for (int64_t panel = left; panel < right; ++panel) {
-      g.panels.select(t, g.b, g.workspace, panel);
-      // Each tile brings its part of the next panel.
-      const bool fetches = kFetchesNext && panel + 1 < right && panel + 1 >= g.panels.first_packed;
-      t.next = fetches ? g.panels.packed(g.workspace, panel + 1) + k * kCols<T> : nullptr;
-      const auto next_rows = [&](int64_t begin) {
-        t.y = y_rows + begin, t.c = g.c ? c_rows + begin : nullptr;
-        T* const sum = sums + ((panel - left) * count + begin) * kCols<T>;
-        t.start = block > 0 ? sum : nullptr;
-        t.stop = block < blocks - 1 ? sum : nullptr;
-      };
-      if (packed)
-        for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
-          next_rows(begin);
-          rows[0] = packed_rows + begin * depth, t.step = m;
-          run_tile<T, false>(m, t);
-          if (t.next) t.next += depth * t.next_step;
-        });
-      else
-        for_tiles(count, [&](int64_t begin, int64_t m) {
-          next_rows(begin);
-          for (int64_t r = 0; r < m; ++r) rows[r] = g.a + (first + begin + r) * s.k + k;
-          run_tile<T, true>(m, t);
-        });
+
+  // Rows [first, first + count) by panels [left, right).
+  void multiply(int64_t first, int64_t count, int64_t left, int64_t right) {
+    const GemmShape& s = g_.s;
+    const T* rows[kRows];
+    const T* c_rows[kAdjacentRows * kChunk];
+    T* y_rows[kAdjacentRows * kChunk];
+    for (int64_t r = 0; r < count; ++r) {
+      c_rows[r] = g_.c ? g_.c + (first + r) * s.n : nullptr;
+      y_rows[r] = g_.y + (first + r) * s.n;
+    }
+    Run run{};
+    TileArgs<T> t{};
+    t.rows = rows, t.runs = &run, t.run_count = 1;
+    t.bias = g_.bias, t.alpha = g_.alpha, t.beta = g_.beta, t.relu = g_.relu;
+    t.next_step = ceil_div(kCols<T>, std::max<int64_t>(ceil_div(count, kAdjacentRows), 1));
+    for (int64_t block = 0; block < blocks_; ++block) {
+      const int64_t k = s.k * block / blocks_, depth = s.k * (block + 1) / blocks_ - k;
+      run = {0, k, depth};
+      if (packed_) pack_rows(s, g_.a, first, count, k, depth, rows_);
+      for (int64_t panel = left; panel < right; ++panel) {
+        select(t, panel);
+        // Each tile brings its part of the next panel.
+        const bool fetches = kFetchesNext && !alone_ && panel + 1 < right && panel + 1 >= g_.panels.first_packed;
+        t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
+        const auto next_rows = [&](int64_t begin) {
+          t.y = y_rows + begin, t.c = g_.c ? c_rows + begin : nullptr;
+          T* const sum = sums_ + ((panel - left) * count + begin) * kCols<T>;
+          t.start = block > 0 ? sum : nullptr;
+          t.stop = block < blocks_ - 1 ? sum : nullptr;
+        };
+        if (packed_)
+          for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
+            next_rows(begin);
+            rows[0] = rows_ + begin * depth, t.step = m;
+            run_tile<T, false>(m, t);
+            if (t.next) t.next += depth * t.next_step;
+          });
+        else
+          for_tiles(count, [&](int64_t begin, int64_t m) {
+            next_rows(begin);
+            for (int64_t r = 0; r < m; ++r) rows[r] = g_.a + (first + begin + r) * s.k + k;
+            run_tile<T, true>(m, t);
+          });
+      }
     }
   }
-}
+
+ private:
+  // Points t at the panel's b and columns.
+  void select(TileArgs<T>& t, int64_t panel) {
+    g_.panels.select(t, g_.b, g_.workspace, panel);
+    if (!alone_) return;
+    T* const own = panels_ + panel * panel_;
+    if (!has_[panel]) {
+      const GemmShape& s = g_.s;
+      pack_panel(g_.b, s.k, s.n, s.transpose_b ? s.k : s.n, s.transpose_b, panel * kCols<T>, own);
+      has_[panel] = true;
+    }
+    t.b = own, t.ldb = kCols<T>;
+  }
+
+  const Product<T>& g_;
+  const bool packed_, alone_;
+  const int64_t blocks_, panel_;  // of the sum; elements of a panel
+  std::unique_ptr<T[]> memory_;
+  T *sums_, *rows_, *panels_;
+  std::unique_ptr<bool[]> has_;  // whether a panel is packed here
+};
 
 void check_precision(Precision precision) {
   if (precision == Precision::kTf32 || precision == Precision::kBfloat16)
@@ -145,14 +184,16 @@ template <class T>
 void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y,
           T* workspace, Stream) {
   const Panels<T> panels = panels_of_b<T>(s);
-  pack_panels(panels, b, s.transpose_b, workspace);
+  const Cut<T> cut(s, panels, b, get_num_threads());
+  if (!cut.alone) pack_panels(panels, b, s.transpose_b, workspace);
   const Product<T> g{s, a, b, beta == T(0) ? nullptr : c, bias, alpha, beta, relu, y, workspace, panels};
-  const Cut<T> cut(s, get_num_threads());
-  parallel_for(cut.items(), [&](int64_t item) {
-    const int64_t chunk = cut.chunk(item), group = cut.group(item);
-    const int64_t first = s.m * chunk / cut.chunks, count = s.m * (chunk + 1) / cut.chunks - first;
-    gemm_item(g, cut.packed, first, count, panels.count() * group / cut.groups, panels.count() * (group + 1) / cut.groups);
-  });
+  parallel_for(
+      cut.items(), [&] { return Worker<T>(g, cut); },
+      [&](Worker<T>& worker, int64_t item) {
+        const int64_t chunk = cut.chunk(item), group = cut.group(item);
+        const int64_t first = s.m * chunk / cut.chunks, count = s.m * (chunk + 1) / cut.chunks - first;
+        worker.multiply(first, count, panels.count() * group / cut.groups, panels.count() * (group + 1) / cut.groups);
+      });
 }
 
 template <class T>

@@ -14,6 +14,22 @@
 #endif
 
 namespace fastnn {
+
+struct alignas(64) Items::Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+// Its own share first, the same part of the work in every kernel: what a thread wrote it finds in its cache. Then what is
+// left of the others'.
+int64_t Items::next() {
+  for (; tried_ < count_; ++tried_) {
+    Share& share = shares_[(own_ + tried_) % count_];
+    if (const int64_t item = share.next.fetch_add(1, std::memory_order_relaxed); item < share.end) return item;
+  }
+  return -1;
+}
+
 namespace {
 
 inline void pause_cpu() {
@@ -64,22 +80,24 @@ bool spin_until(F done) {
 
 class Pool {
  public:
-  explicit Pool(int threads) : threads_(threads), shares_(new Share[size_t(threads)]) {}
+  explicit Pool(int threads) : threads_(threads), shares_(new Items::Share[size_t(threads)]) {}
 
   int threads() const { return threads_; }
 
-  void run(int64_t items, void (*body)(void*, int64_t), void* context) {
+  void run(int64_t count, void (*body)(void*, Items&), void* context) {
     std::unique_lock<std::mutex> lock(busy_, std::defer_lock);
-    if (threads_ == 1 || items <= 1 || !lock.try_lock() || stopping_.load(std::memory_order_relaxed)) {
-      for (int64_t item = 0; item < items; ++item) body(context, item);
+    if (threads_ == 1 || count <= 1 || !lock.try_lock() || stopping_.load(std::memory_order_relaxed)) {
+      Items::Share all{0, count};
+      Items items(&all, 1, 0);
+      body(context, items);
       return;
     }
     start_workers();
     body_ = body, context_ = context;
     caller_cpu_.store(this_cpu(), std::memory_order_relaxed);
     for (int64_t i = 0; i < threads_; ++i) {
-      shares_[i].next.store(items * i / threads_, std::memory_order_relaxed);
-      shares_[i].end = items * (i + 1) / threads_;
+      shares_[i].next.store(count * i / threads_, std::memory_order_relaxed);
+      shares_[i].end = count * (i + 1) / threads_;
     }
     members_.fetch_sub(kClosed, std::memory_order_release);  // open: workers may join
     epoch_.fetch_add(1, std::memory_order_release);
@@ -117,13 +135,9 @@ class Pool {
     }
   }
 
-  // Its own share first, the same part of the work in every kernel: what a thread wrote it finds in its cache. Then what
-  // is left of the others'.
   void take_items(int index) {
-    for (int i = 0; i < threads_; ++i) {
-      Share& share = shares_[size_t((index + i) % threads_)];
-      for (int64_t item; (item = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) body_(context_, item);
-    }
+    Items items(shares_.get(), threads_, index);
+    body_(context_, items);
   }
 
   void work(int index) {
@@ -140,21 +154,16 @@ class Pool {
     }
   }
 
-  struct alignas(64) Share {
-    std::atomic<int64_t> next{0};
-    int64_t end = 0;
-  };
-
   static constexpr int kClosed = 1 << 30;
   const int threads_;
-  const std::unique_ptr<Share[]> shares_;  // items that a thread takes first
+  const std::unique_ptr<Items::Share[]> shares_;  // items that a thread takes first
   std::mutex busy_;                        // held by the caller whose items the workers take
   std::thread* workers_ = nullptr;
   int started_ = 0;
   std::atomic<bool> stopping_{false};
   std::atomic<uint32_t> epoch_{0};     // counts regions; what workers sleep on
   std::atomic<int> members_{kClosed};  // workers inside the open region, plus kClosed while none is open
-  void (*body_)(void*, int64_t) = nullptr;
+  void (*body_)(void*, Items&) = nullptr;
   void* context_ = nullptr;
   std::atomic<int> caller_cpu_{-1};
 };
@@ -203,8 +212,8 @@ void set_num_threads(int count) {
   old->stop();  // not deleted: another thread may still be on its way into run()
 }
 
-void run_items(int64_t items, void (*body)(void*, int64_t), void* context) {
-  pool()->run(items, body, context);
+void run_items(int64_t count, void (*body)(void*, Items&), void* context) {
+  pool()->run(count, body, context);
 }
 
 }  // namespace fastnn

@@ -9,13 +9,44 @@ namespace fastnn {
 void set_num_threads(int count);
 int get_num_threads();
 
-// Calls body(context, item) once for each item in [0, items), on the caller and the pool's workers; returns when all are
-// done. A second caller at the same time runs its items alone, as does a body that calls in again.
-void run_items(int64_t items, void (*body)(void* context, int64_t item), void* context);
+// What a thread takes items from, each item once in all.
+class Items {
+ public:
+  struct Share;  // parallel.cpp
+  Items(Share* shares, int count, int own) : shares_(shares), count_(count), own_(own) {}
+  int64_t next();  // -1: none is left
 
+ private:
+  Share* const shares_;
+  const int count_, own_;
+  int tried_ = 0;  // shares in which there is nothing left
+};
+
+// Calls body(context, items) on the caller and on those of the pool's workers that come in time, for all items in [0, count);
+// returns when all are done. A second caller at the same time takes its items alone, as does a body that calls in again.
+void run_items(int64_t count, void (*body)(void* context, Items& items), void* context);
+
+// Each thread that has an item keeps what make() gives while it does f(kept, item) for one after the other.
+template <class Make, class F>
+void parallel_for(int64_t count, Make make, F f) {
+  auto body = [&](Items& items) {
+    int64_t item = items.next();
+    if (item < 0) return;
+    auto kept = make();
+    for (; item >= 0; item = items.next()) f(kept, item);
+  };
+  run_items(count, [](void* context, Items& items) { (*static_cast<decltype(&body)>(context))(items); }, &body);
+}
+
+// f(item) for each item in [0, count).
 template <class F>
-void parallel_for(int64_t items, F&& f) {
-  run_items(items, [](void* context, int64_t item) { (*static_cast<F*>(context))(item); }, &f);
+void parallel_for(int64_t count, F&& f) {
+  run_items(
+      count,
+      [](void* context, Items& items) {
+        for (int64_t item; (item = items.next()) >= 0;) (*static_cast<F*>(context))(item);
+      },
+      &f);
 }
 
 // parallel_for over [0, size) in chunks: f(begin, end). `grain` is the fewest elements worth a thread's while.
