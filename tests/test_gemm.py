@@ -143,6 +143,24 @@ def test_blocks_and_packing_change_no_bits(on_host, rng, m, k, transpose_a):
     assert_same_bits(first[:, :1].copy(), alone)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposes", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("m", "n", "k"), [(600, 256, 90), (565, 270, 33), (601, 130, 600)])
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_threads_that_pack_for_themselves(backend, rng, each_schedule, m, n, k, transposes, dtype):
+    """Where b is small and rows are many; b that begins at a line of the cache may be read in place instead."""
+    a, b = operands(integers, rng, m, n, k, dtype, *transposes)
+    options = {"transpose_a": transposes[0], "transpose_b": transposes[1]}
+    expected = reference.gemm(a, b, **options)
+    memory = np.empty(b.nbytes + 128, np.uint8)
+    for start in (0, 16):
+        start += -memory.ctypes.data % 64
+        there = memory[start : start + b.nbytes].view(dtype).reshape(b.shape)
+        there[...] = b
+        for y in each_schedule(partial(ops.gemm, a, there, **options)):
+            assert_identical(y, expected)
+
+
 @given(
     m=st.integers(0, 140),
     n=st.integers(0, 70),

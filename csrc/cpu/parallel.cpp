@@ -157,7 +157,7 @@ class Pool {
   static constexpr int kClosed = 1 << 30;
   const int threads_;
   const std::unique_ptr<Items::Share[]> shares_;  // items that a thread takes first
-  std::mutex busy_;                        // held by the caller whose items the workers take
+  std::mutex busy_;                               // held by the caller whose items the workers take
   std::thread* workers_ = nullptr;
   int started_ = 0;
   std::atomic<bool> stopping_{false};

@@ -22,8 +22,9 @@ class Items {
   int tried_ = 0;  // shares in which there is nothing left
 };
 
-// Calls body(context, items) on the caller and on those of the pool's workers that come in time, for all items in [0, count);
-// returns when all are done. A second caller at the same time takes its items alone, as does a body that calls in again.
+// Calls body(context, items) on the caller and on those of the pool's workers that come in time, for all items in [0,
+// count); returns when all are done. A second caller at the same time takes its items alone, as does a body that calls in
+// again.
 void run_items(int64_t count, void (*body)(void* context, Items& items), void* context);
 
 // Each thread that has an item keeps what make() gives while it does f(kept, item) for one after the other.

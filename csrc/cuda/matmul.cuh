@@ -55,21 +55,23 @@ struct Cut {
   int64_t slices;
 
   // m x n results of sums over k, for a GPU of some hundred multiprocessors. A large tile of 64 columns would be half empty.
-  Cut(int64_t m, int64_t n, int64_t k, bool can_be_tall) {
+  Cut(int64_t m, int64_t n, int64_t k, bool float_fma) {
     constexpr int64_t kBlocks = 128, kSliceK = 64, kLongSliceK = 256, kMaxSlices = 256;
     const auto tiles = [&](int64_t tm, int64_t tn) { return ceil_div(m, tm) * ceil_div(n, tn); };
-    tile = n <= 32 && can_be_tall ? kTall : n > 64 && tiles(128, 128) >= kBlocks ? kLarge : kMedium;
+    tile = n <= 32 && float_fma ? kTall : n > 64 && tiles(128, 128) >= kBlocks ? kLarge : kMedium;
     const int64_t blocks = tile == kTall ? tiles(128, 32) : tile == kLarge ? tiles(128, 128) : tiles(64, 64);
-    // Two blocks for each multiprocessor; of the smaller ones four, where that leaves slices which are worth adding up.
-    const int64_t room = tile == kLarge ? 2 * kBlocks : 4 * kBlocks, each = std::max<int64_t>(blocks, 1);
-    slices = std::max(std::min(2 * kBlocks / each, k / kSliceK), std::min(room / each, k / kLongSliceK));
+    // Two blocks for each multiprocessor; of small tiles without tensor cores four, where slices stay long.
+    const auto most = [&](int64_t each, int64_t length) {
+      return std::min(each * kBlocks / std::max<int64_t>(blocks, 1), k / length);
+    };
+    slices = std::max(most(2, kSliceK), float_fma && tile != kLarge ? most(4, kLongSliceK) : 0);
     slices = std::clamp<int64_t>(slices, 1, kMaxSlices);
   }
 };
 
 template <class T>
 Cut cut(int64_t m, int64_t n, int64_t k, Precision precision) {
-  Cut c(m, n, k, precision == Precision::kFloat32);
+  Cut c(m, n, k, std::is_same_v<T, float> && precision == Precision::kFloat32);
   if (std::is_same_v<T, double>) c.tile = Cut::kMedium;
   return c;
 }
