@@ -6,7 +6,8 @@
 # Builds for the GPU that is there, runs the whole test suite with a missing GPU as a failure, the op tests under
 # compute-sanitizer's memcheck and racecheck, every gradient check, and trains the tutorial's network (on CIFAR-10 if a path
 # is given, for `fastnn train --data`) twice, to the same bits. The time that is left of SECONDS, 530 at first, goes into
-# bench/run.py, against those of PyTorch, CuPy and JAX that are there: OUT/bench/results.json and .md, renewed after each case.
+# bench/run.py, against those of PyTorch, CuPy and JAX that are there: results.json and .md in OUT/bench, and at last in
+# OUT/bench-compile, renewed after each case.
 # Needs python3 with NumPy, CuPy, pytest, hypothesis, pybind11, scikit-build-core, CMake 3.26 and Ninja; nvcc;
 # compute-sanitizer; uses pytest-xdist if it is there. OUT gets a log of each step and summary.md. Exit status: how many steps
 # failed.
@@ -90,16 +91,23 @@ print(f"same bits; {speed[0]:,.0f} images/s with the graph, {speed[1]:,.0f} with
 EOF
 step same-bits 10 cmp "$out/train-first/model.safetensors" "$out/train-second/model.safetensors"
 
-# Last, for as long as there is time, the cases that matter most first.
-left=$((seconds - SECONDS))
+# Last, for as long as there is time, the cases that matter most first. torch.compile takes a minute for each of the network's,
+# and so comes after all others.
+bench() {  # NAME CONTENDERS CASE...
+  local left=$((seconds - SECONDS))
+  if [ $left -lt 40 ]; then
+    echo "| $1 | left out: no time | 0 s | |" | tee -a "$out/summary.md"
+  else
+    step "$1" $left python3 bench/run.py --device cuda --contenders "$2" --limit $((left - 30)) --rounds 9 --out "$out/$1" \
+      --title "fastnn on a GPU, beside other libraries" "${@:3}"
+  fi
+}
 if grep -qE '^\| (info|train-first|graph) \| (failed|stopped)' "$out/summary.md"; then
   echo "| bench | left out: nothing to time | 0 s | |" | tee -a "$out/summary.md"
-elif [ $left -ge 40 ]; then
-  step bench $left python3 bench/run.py --device cuda --limit $((left - 30)) --rounds 9 --out "$out/bench" \
-    --title "fastnn on a GPU, beside other libraries" train_step/tutorial-n32 train_step/tutorial-n128 inference \
-    layers-32 gemm resnet layers-128 skinny optimizer precision pool activation norm
 else
-  echo "| bench | left out: no time | 0 s | |" | tee -a "$out/summary.md"
+  bench bench fastnn,torch,torch-channels-last,torch-graph,cupy,jax train_step/tutorial-n32 train_step/tutorial-n128 inference \
+    gemm resnet layers-32 skinny precision layers-128 optimizer pool activation norm
+  bench bench-compile fastnn,torch-compile train_step/tutorial-n32 train_step/tutorial-n128 inference
 fi
 
 failed=$(grep -cE '^\| [^|]+ \| (failed|stopped)' "$out/summary.md")
