@@ -1,8 +1,8 @@
 """What the compiler made of the CUDA kernels of a built fastnn._cuda: python .ci/cuda_code.py MODULE.so [--write]
 
 Reads the machine code with cuobjdump and fails where float32 work is done by tensor cores or tensor-core work is not, or where
-a product kernel needs more registers, accesses to spilled ones, or instructions of its main loop for each multiply-add, than
-cuda_code.json says. The main loop is the innermost one with the most multiply-adds: what stands between a
+a product kernel needs more registers, bytes of stack, accesses to spilled registers, or instructions of its main loop for each
+multiply-add, than cuda_code.json says. The main loop is the innermost one with the most multiply-adds: what stands between a
 backward branch and its target. --write renews that file; look at what changed before committing it.
 """
 
@@ -30,7 +30,7 @@ class Code:
     """A kernel's opcodes in order, and its backward branches as (first, last) instruction."""
 
     def __init__(self):
-        self.opcodes, self.places, self.loops, self.registers = [], {}, [], 0
+        self.opcodes, self.places, self.loops, self.usage = [], {}, [], {}
 
     def add(self, address, opcode, operands):
         self.places[address] = len(self.opcodes)
@@ -58,8 +58,8 @@ def read(module):
             arch = line.split()[2]
         elif line.startswith(" Function "):
             name = line.split()[1].rstrip(":")
-        elif found := re.search(r"REG:(\d+)", line):
-            kernels[arch, name].registers = int(found[1])
+        elif found := re.search(r"REG:(\d+) STACK:(\d+)", line):
+            kernels[arch, name].usage = {"registers": int(found[1]), "stack": int(found[2])}
     for line in lines_of("cuobjdump", "-sass", module):
         if line.startswith("arch = "):
             arch = line.split()[2]
@@ -80,21 +80,21 @@ def families(kernels):
         kind = re.match(r"void (\w+)<(.*?), Job<(\w+)", shown[name])
         if not kind or kind[1] not in PRODUCTS:
             continue
-        here = f"{arch} {shown[name].split('(Jobs')[0]}"
+        where = f"{arch} {shown[name].split('(Jobs')[0]}"
         length, work = code.main_loop(PRODUCTS[kind[1]])
         if not work:
-            problems.append(f"{here} has no loop with any of {PRODUCTS[kind[1]]}")
+            problems.append(f"{where} has no loop with any of {PRODUCTS[kind[1]]}")
             continue
         tensor_cores = [code.count((opcode,)) for opcode in ("HMMA", "LDGSTS")]
         if [count > 0 for count in tensor_cores] != [kind[1] == "mma_kernel"] * 2:
-            problems.append(f"{here}: {tensor_cores[0]} HMMA, {tensor_cores[1]} LDGSTS")
+            problems.append(f"{where}: {tensor_cores[0]} HMMA, {tensor_cores[1]} LDGSTS")
         large = " of large filters" if "LargePatches" in shown[name] else ""
         row = table.setdefault(
-            f"{arch} {kind[1]}<{kind[2]}> {kind[3]}{large}", {"registers": 0, "spills": 0, "instructions": 0}
+            f"{arch} {kind[1]}<{kind[2]}> {kind[3]}{large}",
+            {"registers": 0, "stack": 0, "spills": 0, "instructions": 0},
         )
-        row["registers"] = max(row["registers"], code.registers)
-        row["spills"] = max(row["spills"], code.count(("STL", "LDL")))
-        row["instructions"] = max(row["instructions"], round(length / work, 2))
+        here = {**code.usage, "spills": code.count(("STL", "LDL")), "instructions": round(length / work, 2)}
+        row.update({what: max(row[what], value) for what, value in here.items()})
     return table, problems
 
 
@@ -107,7 +107,9 @@ def main(module, *options):
     expected = json.loads(EXPECTED.read_text())
     for key, row in table.items():
         rate = f"{row['instructions']:6.2f} instructions a multiply-add in the main loop"
-        print(f"{row['registers']:4} registers, {row['spills']:2} spills, {rate}  {key}")
+        print(
+            f"{row['registers']:4} registers, {row['stack']:2} bytes of stack, {row['spills']:2} spills, {rate}  {key}"
+        )
         known = expected.get(key)
         if known is None:
             problems.append(f"{key} is not in {EXPECTED.name}: renew it with --write")

@@ -162,8 +162,9 @@ def test_dropped_is_zero_whatever_it_was(backend):
     x = np.array([np.nan, np.inf, -np.inf, -1, -0.0, 2] * 2, np.float32)
     keep = np.arange(12) >= 6
     y, backwards = ops.dropout(x, keep, 0.5), ops.dropout(x[::-1], keep[::-1], 0.0)
-    for result in (y, backwards):
-        result[np.isnan(result)] = np.nan  # of which a GPU's arithmetic makes other bits
+    if backend.name == "cuda":  # arithmetic with a NaN gives one of other bits there
+        for result in (y, backwards):
+            result[np.isnan(result)] = np.nan
     assert_same_bits(y, np.concatenate([np.zeros(6, np.float32), x[6:] * 2]))
     assert_same_bits(backwards, np.where(keep, x, np.float32(0))[::-1])
 
