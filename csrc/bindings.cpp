@@ -480,8 +480,8 @@ void bind_ops(py::module_& m) {
   py::class_<Tape>(m, "Tape", py::module_local())
       .def(py::init())
       .def("record", &Tape::record)
-      .def("set_input", &Tape::set_input)
-      .def("launch", &Tape::launch, py::arg("input") = py::none());
+      .def("add_input", &Tape::add_input)
+      .def("launch", &Tape::launch);
   bind_gemm(m);
   bind_conv2d(m);
   bind_pool2d(m);

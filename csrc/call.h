@@ -3,7 +3,6 @@
 
 #include <deque>
 #include <functional>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,27 +29,30 @@ class Tape {
     function(*arguments);
   }
 
-  // Names the array in whose place a launch may read another; false where a kernel has a part of it, or writes to it.
-  bool set_input(const py::object& array) {
-    input_.emplace("launch", "the input", array, Access::kRead);
+  // Names one more array in whose place a launch reads another; false where a kernel has a part of it, or writes to it.
+  bool add_input(const py::object& array) {
+    Input& input = inputs_.emplace_back(array);
     for (Entry& entry : entries_)
       for (ArrayView& view : entry.arrays) {
-        if (view.data() == input_->data() && view.bytes() == input_->bytes() && !view.written())
-          readers_.push_back(&view);
-        else if (view.overlaps(*input_))
+        if (view.data() == input.recorded.data() && view.bytes() == input.recorded.bytes() && !view.written())
+          input.readers.push_back(&view);
+        else if (view.overlaps(input.recorded))
           return false;
       }
     return true;
   }
 
-  // With the input, where one was named: an array like the one that was recorded, and in its place.
-  void launch(const py::object& input) {
-    if (input.is_none() != !input_) throw py::value_error("launch: the input is missing, or there is none");
-    if (input_) {
-      const ArrayView given("launch", "the input", input, Access::kRead);
-      if (given.dtype() != input_->dtype() || !(given.shape() == input_->shape()))
-        throw py::value_error("launch: the input is not like the one that was recorded");
-      for (ArrayView* view : readers_) view->move_to(given);
+  // With an array in the place of each input, and like it.
+  void launch(const py::args& arrays) {
+    if (arrays.size() != inputs_.size())
+      throw py::type_error("launch takes " + std::to_string(inputs_.size()) + " inputs, got " +
+                           std::to_string(arrays.size()));
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      const ArrayView &recorded = inputs_[i].recorded, given("launch", "an input", arrays[i], Access::kRead);
+      if (given.dtype() != recorded.dtype() || !(given.shape() == recorded.shape()))
+        throw py::value_error("launch: input " + std::to_string(i) + " was recorded as " + type_name(recorded.dtype()) + " " +
+                              text(recorded.shape()) + ", got " + type_name(given.dtype()) + " " + text(given.shape()));
+      for (ArrayView* view : inputs_[i].readers) view->move_to(given);
     }
     const py::gil_scoped_release release;
     for (const Entry& entry : entries_) entry.kernel();
@@ -67,9 +69,13 @@ class Tape {
     std::function<void()> kernel;
     std::deque<ArrayView> arrays;  // what the kernel points to, and memory that must not go away
   };
+  struct Input {
+    explicit Input(const py::object& array) : recorded("launch", "an input", array, Access::kRead) {}
+    const ArrayView recorded;
+    std::vector<ArrayView*> readers;
+  };
   std::deque<Entry> entries_;
-  std::optional<ArrayView> input_;   // as it was recorded
-  std::vector<ArrayView*> readers_;  // of the input
+  std::deque<Input> inputs_;
   static inline thread_local Tape* recording_ = nullptr;
 };
 

@@ -25,6 +25,14 @@ def distinct(rng, shape, dtype=np.float32):
     return (rng.permutation(size).reshape(shape).astype(dtype) - size // 2) * 0.5 + 0.25
 
 
+def unaligned(array):
+    """The same values, a byte beside where elements may lie."""
+    memory = np.empty(array.nbytes + 1, np.uint8)
+    view = memory[1:].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
 def assert_identical(actual, expected):
     """Same shape and the same numbers; NaN equals NaN, -0.0 equals 0.0."""
     actual, expected = np.asarray(actual), np.asarray(expected)

@@ -76,6 +76,20 @@ def test_arrays_of_other_libraries(cuda, rng):
     y = ops.gemm(Tensor(a), Tensor(b))
     assert isinstance(y, np.ndarray)
     assert_same_bits(y, ops.gemm(a, b))
+    labels, keep = np.array([0, 3, 4, 1], "i4"), a > 0
+    for mine, theirs in zip(
+        ops.softmax_cross_entropy(Tensor(a), Tensor(labels)),
+        ops.softmax_cross_entropy(a, labels),
+        strict=True,
+    ):
+        assert_same_bits(mine, theirs)
+    assert_same_bits(ops.dropout(Tensor(a), Tensor(keep), rate=0.5), ops.dropout(a, keep, rate=0.5))
+    x = floats(rng, (1, 4, 4, 2))
+    y, argmax = ops.max_pool2d(x, 2)
+    assert_same_bits(
+        ops.max_pool2d_backward(Tensor(y), Tensor(argmax), x.shape, 2),
+        ops.max_pool2d_backward(y, argmax, x.shape, 2),
+    )
 
 
 def test_training_follows_the_cpu(cuda, data):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fastnn import ops, reference
-from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers
+from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats, integers, unaligned
 
 SHAPES = [(0, 3), (1, 1), (5, 10), (33, 7), (700, 10), (3, 1000)]
 
@@ -55,7 +55,8 @@ def test_labels_of_any_integer_dtype(backend, rng, dtype):
     x = floats(rng, (6, 5))
     labels = np.array([0, 4, 2, 1, 3, 4])
     loss, y = ops.softmax_cross_entropy(x, labels)
-    assert_same_bits(ops.softmax_cross_entropy(x, labels.astype(dtype))[0], loss)
+    for laid_out in (labels.astype(dtype), unaligned(labels.astype(dtype))):
+        assert_same_bits(ops.softmax_cross_entropy(x, laid_out)[0], loss)
     assert_same_bits(
         ops.softmax_cross_entropy_backward(loss, y, labels.astype(dtype)[::-1][::-1]),
         ops.softmax_cross_entropy_backward(loss, y, labels),

@@ -8,8 +8,8 @@ import weakref
 import fake_cupy
 import numpy as np
 import pytest
-from fastnn import _backend, _replay, layers, losses, models, ops, optimizers, set_seed
-from fastnn.layers import base
+from fastnn import _backend, _config, _replay, layers, losses, models, ops, optimizers, set_seed
+from support import unaligned
 
 N, IMAGE = 6, (12, 11, 3)
 
@@ -182,9 +182,9 @@ def freeze(model):
 )
 def test_each_way_to_exchange_a_weight_is_noticed(exchange):
     model = convolutional()
-    before = base.last_change
+    before = _config.last_change
     exchange(model.layers[0].params, np.zeros(5, "f4"))
-    assert base.last_change > before
+    assert _config.last_change > before
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def change_loss(model):
 
 
 def change_slots(model):
-    model.optimizer.slots["m"][0] = np.ones_like(model.optimizer.slots["m"][0])
+    model.optimizer.slots["m"] = tuple(map(np.ones_like, model.optimizer.slots["m"]))
 
 
 def change_learning_rate(model):
@@ -240,6 +240,23 @@ def test_changes_between_steps_are_noticed(change, batches):
         assert model.train_on_batch(x, y) == plain.train_on_batch(x, y)
     for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_progress_is_no_change(batches, recorded):
+    model = made(convolutional, "auto")
+    for step, (x, y) in enumerate(batches):
+        model.optimizer.learning_rate = 0.1 / (step + 1)
+        model.train_on_batch(x, y)
+    model.optimizer.iterations = 100
+    model.train_on_batch(x, y)
+    assert recorded == [True]
+
+
+def test_targets_lie_as_they_like(batches):
+    plain, model = made(convolutional, False), made(convolutional, "auto")
+    for x, y in batches:
+        for given in (unaligned(y), np.repeat(y, 2)[::2], y.astype("u8")[:, None], y[::-1][::-1]):
+            assert model.train_on_batch(x, given) == plain.train_on_batch(x, given)
 
 
 def test_training_what_is_not_recorded_is_noticed(batches, recorded):
@@ -368,7 +385,8 @@ def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
     model = made(convolutional, "auto")
     for x, y in batches[:3]:
         model.train_on_batch(x, y)
-    given = {id(array) for array in (*model.weights, model._steps._free[N, 0][0]._x)}
+    step = model._steps._free[N, 0][0]
+    given = {id(array) for array in (*model.weights, step._x, *step._targets)}
     arrays = [a for a in given_to_kernels if isinstance(a, np.ndarray) and a.size]
     assert len(arrays) > 20
     for array in arrays:

@@ -17,6 +17,12 @@ INDEX_LIMIT = 2**31
 SIZE_LIMIT = 2**62
 
 
+def _in_order(array: Array) -> Array:
+    """In C order and aligned, as kernels read."""
+    flags = array.flags
+    return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
+
+
 def array(op: str, name: str, array: Array) -> Array:
     """A float32 or float64 array in C order, aligned."""
     array = _backend.adopt(array)
@@ -26,8 +32,7 @@ def array(op: str, name: str, array: Array) -> Array:
         raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
     if dtype not in FLOATS or not dtype.isnative:
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
-    flags = array.flags
-    return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
+    return _in_order(array)
 
 
 def integer(op: str, name: str, value: object) -> int:
@@ -93,29 +98,31 @@ def is_integer(array: Array) -> bool:
 
 def labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
     """Labels as int32. Those that int32 cannot hold are out of any range, and refused here."""
-    if labels.dtype != np.int32 or not labels.flags.c_contiguous or not labels.dtype.isnative:
+    if labels.dtype != np.int32 or not labels.dtype.isnative:
         if labels.size:
             low, high = int(labels.min()), int(labels.max())
             if low < -INDEX_LIMIT or high >= INDEX_LIMIT:
                 raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
-        return backend.xp.ascontiguousarray(labels, np.int32)  # type: ignore[no-any-return]
-    return labels
+        labels = backend.xp.ascontiguousarray(labels, np.int32)
+    return _in_order(labels)
 
 
-def positions(op: str, backend: Backend, argmax: Array, dtype: Any) -> Array:
+def positions(op: str, argmax: Array, dtype: Any) -> Array:
     """The positions that a forward returned, in C order."""
+    argmax = _backend.adopt(argmax)
     if not hasattr(argmax, "dtype") or argmax.dtype != dtype or not argmax.dtype.isnative:
         raise TypeError(
             f"{op}: argmax must be the {np.dtype(dtype)} array that the forward returned, got {describe(argmax)}"
         )
-    return backend.xp.ascontiguousarray(argmax)  # type: ignore[no-any-return]
+    return _in_order(argmax)
 
 
 def mask(op: str, name: str, array: Array) -> Array:
     """An array of bool or uint8 as uint8, in C order."""
+    array = _backend.adopt(array)
     if getattr(array, "dtype", None) not in (np.dtype(bool), np.dtype(np.uint8)):
         raise TypeError(f"{op}: {name} must be an array of bool or uint8, got {describe(array)}")
-    return (array if array.flags.c_contiguous else array.copy()).view(np.uint8)
+    return _in_order(array).view(np.uint8)
 
 
 def describe(value: object) -> str:

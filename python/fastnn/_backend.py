@@ -6,7 +6,7 @@ import importlib
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from types import ModuleType
@@ -213,14 +213,14 @@ class Tape:
     They run while they are recorded. Work that is not a kernel's would not be repeated, so all that a kernel reads or writes
     must be `known`, or memory that ops allocated since: other arrays raise NotRecordable. What NumPy writes into memory that is
     known goes unnoticed: of that the caller must be sure. Memory begins at multiples of 64 bytes, where vectors load fastest.
-    A launch may read another array in the place of the `input`, which only kernels may have read: of its shape and type, and in
-    C order.
+    A launch is given an array in the place of each of the `inputs`, which only kernels may have read: of its shape and type,
+    and in C order.
     """
 
     MOST = 2**26  # bytes allocated; where there are more, kernels take so long that nothing is gained
 
-    def __init__(self, work: Callable[[], None], known: Iterable[Any], input: Any = None) -> None:
-        self._memory = {id(root): root for root in map(_root, [*known, *([] if input is None else [input])])}
+    def __init__(self, work: Callable[[], None], known: Iterable[Any], inputs: Sequence[Any] = ()) -> None:
+        self._memory = {id(root): root for root in map(_root, [*known, *inputs])}
         self._bytes = 0
         real = _host(_host_name)
         self._tape = real.native.Tape()
@@ -231,8 +231,8 @@ class Tape:
             work()
         finally:
             _recording.backend = None
-        if input is not None and not self._tape.set_input(input):
-            raise NotRecordable("a kernel has a part of the input")
+        if not all(map(self._tape.add_input, inputs)):
+            raise NotRecordable("a kernel has a part of an input")
         self.launch: Callable[..., None] = self._tape.launch
 
     def memory(self) -> Iterable[Any]:

@@ -1,16 +1,55 @@
-"""Objects that are saved as their class's name and their constructor's arguments."""
+"""Objects that are saved as their class's name and their constructor's arguments, and whose changes are counted."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T", bound="Configurable")
+V = TypeVar("V")
+
+# The number of the last change, anywhere in this process, of such an object's attributes or of what its Noticed dicts hold: as
+# long as it is the same, nobody need look for one.
+last_change = 0
+_changes = itertools.count(1)
+
+
+def _changed() -> None:
+    global last_change
+    last_change = next(_changes)
+
+
+class Noticed(dict[str, V]):
+    """A dict each of whose changes is noticed."""
+
+
+def _noticed(change: Any) -> Any:
+    def call(self: Noticed[Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return change(self, *arguments, **named)
+        finally:
+            _changed()
+
+    return call
+
+
+for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+    setattr(Noticed, _name, _noticed(getattr(dict, _name)))
 
 
 class Configurable:
     """Rebuilt from its constructor's arguments, each of which is kept as the attribute of its name."""
+
+    changes = 0  # how often an attribute has been set, but for those of `progress`
+    progress: frozenset[str] = frozenset()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name not in self.progress:
+            super().__setattr__("changes", self.changes + 1)
+            _changed()
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments by name: numbers, strings, None and sequences of these."""

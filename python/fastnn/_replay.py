@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from . import _backend, _graph, layers
-from ._checks import same_objects
+from . import _backend, _config, _graph, layers
+from ._config import Configurable
 from ._typing import Array
-from .layers import base
 from .layers.base import Drawn, Layer
 from .layers.fusion import Block, ConvPool, run
 from .losses import CategoricalCrossentropy, Loss, MeanSquaredError, SparseCategoricalCrossentropy
@@ -61,23 +60,24 @@ class Replay:
         self._before, self._recorded = self._blocks[:first], self._blocks[first:]
         if not self._recorded:
             raise _backend.NotRecordable("no block to record")
-        self._layers = [layer for block in self._recorded for layer in _layers(block)]
-        self._arrays = [arrays for layer in self._layers for arrays in (layer.params, layer.state)]
-        named = [(arrays, name, w) for arrays in self._arrays for name, w in arrays.items()]
-        self._homes, self._names, self._weights = (
-            (list(part) for part in zip(*named, strict=True)) if named else ([], [], [])
-        )
+        layers = [layer for block in self._recorded for layer in _layers(block)]
+        self._parts: list[Configurable] = [*layers]
+        self._dicts: list[dict[str, Any]] = [
+            *chain.from_iterable((part.params, part.state) for part in layers)
+        ]
+        self._weights = [array for arrays in self._dicts for array in arrays.values()]
         self._host = _backend.host()
-        self._looked_at = base.last_change
-        self._changes = self._current_changes()
         x, _ = run(self._before, x, self._training, drawn)
         self._x = x.copy()
         self._drawn = drawn[first:]
-        self._given: Array | None = None  # forward's x, for backward
-        self._record(model.jit_compile)
+        self._record(model)
+        self._looked_at = _config.last_change
+        self._changes = self._current_changes()
+        named = [(values, name, value) for values in self._dicts for name, value in values.items()]
+        self._named = [list(column) for column in zip(*named, strict=True)] or [[], [], []]
 
-    def _record(self, jit_compile: bool | str) -> None:
-        self._forward = _backend.Tape(self._record_forward, self._weights, self._x)
+    def _record(self, model: Sequential) -> None:
+        self._forward = _backend.Tape(self._record_forward, self._weights, [self._x])
 
     def _record_forward(self) -> None:
         # What the recorded blocks need of chance, in memory that each call fills anew.
@@ -87,13 +87,13 @@ class Replay:
         self._y, self._saved = run(self._recorded, self._x, self._training, self._drawn)
 
     def _current_changes(self) -> list[int]:
-        return list(map(attrgetter("changes"), self._layers))
+        return list(map(attrgetter("changes"), self._parts))
 
     def fits(self, model: Sequential) -> bool:
         """Whether all that was taken as given still is."""
         if model.blocks is not self._blocks or _backend.host() is not self._host:
             return False
-        last_change = base.last_change
+        last_change = _config.last_change
         if last_change != self._looked_at:
             if not self._unchanged():
                 return False
@@ -101,26 +101,27 @@ class Replay:
         return True
 
     def _unchanged(self) -> bool:
+        dicts, names, values = self._named
         return (
             self._current_changes() == self._changes
-            and sum(map(len, self._arrays)) == len(self._weights)
-            and all(map(is_, map(dict.get, self._homes, self._names), self._weights))
+            and sum(map(len, self._dicts)) == len(values)
+            and all(map(is_, map(dict.get, dicts, names), values))
         )
 
-    def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
-        """As Sequential.forward."""
+    def _launch_forward(self, x: Array, drawn: Sequence[Drawn], *others: Array) -> tuple[Array, list[Any]]:
+        """-> (what the recorded blocks were given, what those before have saved)."""
         x, saved = run(self._before, x, self._training, drawn)
-        if not (x.flags.c_contiguous and x.flags.aligned):
-            x = x.copy()
-        for inside, array in zip(chain(*self._drawn), chain(*drawn[len(self._before) :]), strict=True):
-            inside[...] = array
-        self._forward.launch(x)
-        self._given = x
-        return self._y, saved + self._saved
+        x = _in_order(x, self._x.dtype)
+        if drawn:
+            for inside, array in zip(chain(*self._drawn), chain(*drawn[len(self._before) :]), strict=True):
+                inside[...] = array
+        self._forward.launch(x, *others)
+        return x, saved
 
-    def let_go(self) -> None:
-        """Keep the caller's samples no longer."""
-        self._given = None
+    def forward(self, x: Array) -> Array:
+        """y."""
+        self._launch_forward(x, ())
+        return self._y
 
 
 class GraphReplay(Replay):
@@ -129,19 +130,27 @@ class GraphReplay(Replay):
     _kinds = _IN_INFERENCE | {layers.Rescaling}
     MOST = 2**28  # bytes kept; where there are more, kernels take so long that nothing is gained
 
-    def _record(self, jit_compile: bool | str) -> None:
-        graph = _graph.record(self._record_forward, jit_compile)
+    def _record(self, model: Sequential) -> None:
+        graph = _graph.record(self._record_forward, model.jit_compile)
         if graph is None:
             raise _backend.NotRecordable("not as a CUDA graph")
         self._graph, self._saved = graph, []  # it has what forward saved
         if graph.bytes > self.MOST:
             raise _backend.NotRecordable(f"more than {self.MOST} bytes would be kept")
 
-    def forward(self, x: Array, drawn: Sequence[Drawn] = ()) -> tuple[Array, list[Any]]:
-        """y, and nothing for backward."""
-        self._x[...] = run(self._before, x, self._training, drawn)[0]
+    def forward(self, x: Array) -> Array:
+        self._x[...] = run(self._before, x, self._training)[0]
         self._graph.launch()
-        return self._y, []
+        return self._y
+
+
+class _Saved(NamedTuple):
+    """Of a step's forward, for its backward."""
+
+    x: Array  # what the recorded blocks were given
+    before: list[Any]  # of the blocks before them
+    targets: list[Array]  # of the recorded loss; none where it ran as ever
+    of_loss: Any  # where it did
 
 
 class Step(Replay):
@@ -153,49 +162,46 @@ class Step(Replay):
 
     _training, _kinds = True, _OPS_ALONE
 
-    def __init__(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> None:
-        super().__init__(model, x, drawn)
+    def _record(self, model: Sequential) -> None:
         if self._trains_before():
             raise _backend.NotRecordable("a block that is not recorded is trained")
-        self._optimizer, self._loss = model.optimizer, model.loss
+        self._compiled, self._loss, self._optimizer = model._compiled, model.loss, model.optimizer
+        self._stateful = [
+            (i, block)
+            for i, block in enumerate(self._blocks)
+            if i < len(self._before) or any(layer.state for layer in _layers(block))
+        ]
         self._trained = model.trainable_weights
-        known = [*self._forward.memory()]
-        self._loss_tapes: tuple[_backend.Tape, _backend.Tape] | None = None  # forward and backward
+        self._targets: list[Array] = []  # of the recorded loss
         if _kernels_alone(self._loss):
-            forward = _backend.Tape(self._record_loss, known)
-            backward = _backend.Tape(self._record_loss_backward, forward.memory())
-            self._loss_tapes, known = (forward, backward), [*backward.memory()]
+            self._parts.append(self._loss)
+            if isinstance(self._loss, SparseCategoricalCrossentropy):
+                self._targets.append(np.zeros(len(self._x), np.int32))
+            else:
+                self._targets.append(np.zeros((len(self._x), *model._sample_output_shape()), self._x.dtype))
+        self._forward = _backend.Tape(self._record_forward, self._weights, [self._x, *self._targets])
+        known = [*self._forward.memory()]
+        if self._targets:
+            self._loss_backward = _backend.Tape(self._record_loss_backward, known, self._targets)
+            known = [*self._loss_backward.memory()]
         self._updates = type(self._optimizer) in (SGD, Adam)
         if self._updates:
             self._optimizer.prepare(self._trained)
-        self._slots = self._current_slots()
-        self._compiled = model._compiled
-        settings = [
-            (vars(part), name, value)
-            for part in (self._loss, self._optimizer)
-            for name, value in vars(part).items()
-            if name not in ("iterations", "_rate")
-        ]
-        self._settings = [list(column) for column in zip(*settings, strict=True)]
-        self._backward = _backend.Tape(lambda: self._record_backward(model), [*known, *self._slots], self._x)
+            self._parts.append(self._optimizer)
+            self._dicts.append(self._optimizer.slots)
+            known += chain(*self._optimizer.slots.values())
+        self._backward = _backend.Tape(lambda: self._record_backward(model), known, [self._x])
 
-    def _current_slots(self) -> list[Array]:
-        return [*chain(*self._optimizer.slots.values())]
-
-    def _trains_before(self) -> bool:
-        return any(block.trainable and block.params for block in self._before)
-
-    def _record_loss(self) -> None:
-        sparse = isinstance(self._loss, SparseCategoricalCrossentropy)
-        shape, dtype = (self._y.shape[:1], np.int32) if sparse else (self._y.shape, self._y.dtype)
-        self._target = _filled(shape, dtype, 0)
-        self._losses, self._of_loss = self._loss.forward(self._y, self._target)
+    def _record_forward(self) -> None:
+        super()._record_forward()
+        if self._targets:
+            self._losses, self._of_loss = self._loss.forward(self._y, *self._targets)
 
     def _record_loss_backward(self) -> None:
         self._dy = self._loss.backward(self._of_loss)
 
     def _record_backward(self, model: Sequential) -> None:
-        if not self._loss_tapes:
+        if not self._targets:
             self._dy = _filled(self._y.shape, self._y.dtype, 0)
         _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
         if self._updates:
@@ -203,37 +209,38 @@ class Step(Replay):
             self._optimizer.update(self._trained, self._gradients, self._rates)
             self._rates[2] = 0
 
+    def _trains_before(self) -> bool:
+        return any(block.trainable and block.params for block in self._before)
+
     def _unchanged(self) -> bool:
         return super()._unchanged() and not self._trains_before()
 
     def fits(self, model: Sequential) -> bool:
-        return (
-            super().fits(model)
-            and model._compiled is self._compiled
-            and all(map(is_, map(dict.get, *self._settings[:2]), self._settings[2]))
-            and same_objects(self._current_slots(), self._slots)
-        )
+        return model._compiled is self._compiled and super().fits(model)
 
-    def losses(self, y: Array, sample_weight: Array | None = None) -> Array:
-        """The samples' losses, for what forward was last called with."""
-        self._weighted = sample_weight is not None
-        if self._loss_tapes and not self._weighted:
-            self._target[...] = y
-            self._loss_tapes[0].launch()
-            return self._losses
-        losses, self._of_weighted = self._loss.forward(self._y, y, sample_weight)
-        return losses
+    def forward_loss(
+        self, x: Array, y: Array, sample_weight: Array | None, drawn: Sequence[Drawn]
+    ) -> tuple[Array, Array, _Saved]:
+        """-> (y_pred, the samples' losses, what learn needs)."""
+        targets = [_in_order(y, like.dtype) for like in self._targets]
+        x, before = self._launch_forward(x, drawn, *targets)
+        if targets and sample_weight is None:
+            return self._y, self._losses, _Saved(x, before, targets, None)
+        losses, of_loss = self._loss.forward(self._y, y, sample_weight)
+        return self._y, losses, _Saved(x, before, [], of_loss)
 
-    def learn(self) -> None:
-        """Backward and the optimizer's step, for what losses was last called with."""
-        if self._loss_tapes and not self._weighted:
-            self._loss_tapes[1].launch()
+    def learn(self, saved: _Saved) -> None:
+        """Update the layers' state, backward, and the optimizer's step."""
+        for i, block in self._stateful:
+            block.update_state((saved.before + self._saved)[i])
+        if saved.targets:
+            self._loss_backward.launch(*saved.targets)
         else:
-            self._dy[...] = self._loss.backward(self._of_weighted)
+            self._dy[...] = self._loss.backward(saved.of_loss)
         if self._updates:
             # One by one, because NumPy takes longer to make an array of them first.
             self._rates[0], self._rates[1] = self._optimizer.advance()
-        self._backward.launch(self._given)
+        self._backward.launch(saved.x)
         if not self._updates:
             self._optimizer.apply(self._trained, self._gradients)
 
@@ -292,7 +299,6 @@ class Replays(Generic[R]):
 
     def give_back(self, replay: R | None) -> None:
         if replay:
-            replay.let_go()
             self._free.setdefault(replay.key, []).append(replay)
 
     def __reduce__(self) -> tuple[type, tuple[Mapping[str, type[R]]]]:
@@ -304,6 +310,12 @@ def _filled(shape: Any, dtype: Any, value: Any) -> Array:
     array: Array = _backend.host().xp.empty(shape, dtype)
     array[...] = value
     return array
+
+
+def _in_order(array: Array, dtype: Any) -> Array:
+    """As a tape takes an input."""
+    array = np.asarray(array, dtype, order="C")
+    return array if array.flags.aligned else array.copy()
 
 
 def _layers(block: Block) -> list[Layer]:

@@ -68,7 +68,11 @@ class Sequential:
         self._input_shape: tuple[int, ...] | None = None
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
-        self._fused: tuple[list[Layer], list[Block]] = ([], [])  # layers, and what they became
+        self._fused: tuple[list[Layer], list[Block], bool] = (
+            [],
+            [],
+            False,
+        )  # layers; what they became; any random?
         self._replays = Replays[Replay]({"cpu": Replay, "cuda": GraphReplay})
         self._steps = Replays[Step]({"cpu": Step})
         for layer in layers or ():
@@ -215,7 +219,8 @@ class Sequential:
     def blocks(self) -> list[Block]:
         """What forward and backward run: the layers, some of them computed as one."""
         if self._fused[0] != self.layers:
-            self._fused = list(self.layers), fuse(self.layers)
+            random = any(layer.random for layer in self.layers)
+            self._fused = list(self.layers), fuse(self.layers), random
         return self._fused[1]
 
     def forward(
@@ -229,12 +234,13 @@ class Sequential:
 
     def draw(self, n: int, seed: int, *stream: int) -> list[Drawn]:
         """What each block needs of chance to train on n samples, in NumPy arrays; empty where no layer is random."""
-        if not any(layer.random for layer in self.layers):
+        blocks = self.blocks
+        if not self._fused[2]:
             return []
         rng = _random.generator(seed, *stream)
         return [
             block.draw(rng, (n, *(block.input_shape or ()))) if isinstance(block, Layer) else ()
-            for block in self.blocks
+            for block in blocks
         ]
 
     def _there(self, drawn: Sequence[Drawn]) -> list[Drawn]:
@@ -270,7 +276,7 @@ class Sequential:
         x = self._cast(x)
         replay = self._replays.take(self, x)
         try:
-            return replay.forward(x)[0].copy() if replay else self.forward(x)[0]
+            return replay.forward(x).copy() if replay else self.forward(x)[0]
         finally:
             self._replays.give_back(replay)
 
@@ -415,20 +421,18 @@ class Sequential:
         step = self._steps.take(self, x, drawn)
         try:
             if step:
-                y_pred, saved = step.forward(x, drawn)
-                values = step.losses(y, sample_weight)
+                y_pred, values, of_step = step.forward_loss(x, y, sample_weight, drawn)
             else:
                 y_pred, saved = self.forward(x, True, drawn)
                 values, of_loss = loss.forward(y_pred, y, sample_weight)
             sums = self._sums(values, y, y_pred)
             if not math.isfinite(sums[0]):
                 optimizer.iterations += 1
-                return sums
-            for block, kept in zip(self.blocks, saved, strict=True):
-                block.update_state(kept)
-            if step:
-                step.learn()
+            elif step:
+                step.learn(of_step)
             else:
+                for block, kept in zip(self.blocks, saved, strict=True):
+                    block.update_state(kept)
                 _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
                 optimizer.apply(self.trainable_weights, grads)
         finally:
@@ -458,12 +462,12 @@ class Sequential:
     ) -> Any:
         """One step on these samples; gives their loss, or [loss, metrics ...], or a dict with return_dict."""
         data = Data.of(self, x, y, sample_weight).weighted(class_weight)
-        return self._scores(self.train_step(*data.batch(slice(None))), len(data.x), return_dict)
+        return self._scores(self.train_step(data.x, data.y, data.weights), len(data.x), return_dict)
 
     def test_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """Like train_on_batch, without training."""
         data = Data.of(self, x, y, sample_weight)
-        return self._scores(self.test_step(*data.batch(slice(None))), len(data.x), return_dict)
+        return self._scores(self.test_step(data.x, data.y, data.weights), len(data.x), return_dict)
 
     def evaluate(
         self,

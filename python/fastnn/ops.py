@@ -272,7 +272,7 @@ def max_pool2d_backward(
     op = "max_pool2d_backward"
     backend = _backend.of(dy, op, "dy")
     dy = arg.array(op, "dy", dy)
-    argmax = arg.positions(op, backend, argmax, np.int32)
+    argmax = arg.positions(op, argmax, np.int32)
     x_shape = arg.shape(op, "x_shape", x_shape)
     shape = _pool2d_shape(op, backend, x_shape, window, stride, padding)
     _check_dy(op, dy, shape.y)
@@ -392,7 +392,7 @@ def conv2d_max_pool2d_backward_x(
     options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
     shape = _conv_pool_shape(op, backend, x_shape, w.shape, window, pool_stride, pool_padding, options)
     _check_dy(op, dy, shape.y)
-    argmax = arg.positions(op, backend, argmax, np.uint8)
+    argmax = arg.positions(op, argmax, np.uint8)
     dx = arg.result(op, backend, out, x_shape, dy.dtype)
     workspace = backend.xp.empty(
         backend.native.conv2d_max_pool2d_backward_x_workspace(shape, dy.itemsize), dy.dtype
@@ -426,7 +426,7 @@ def conv2d_max_pool2d_backward_w(
     options = {"stride": stride, "dilation": dilation, "padding": padding, "precision": precision}
     shape = _conv_pool_shape(op, backend, x.shape, w_shape, window, pool_stride, pool_padding, options)
     _check_dy(op, dy, shape.y)
-    argmax = arg.positions(op, backend, argmax, np.uint8)
+    argmax = arg.positions(op, argmax, np.uint8)
     dw, db = arg.result(op, backend, None, w_shape, dy.dtype), backend.xp.empty(w_shape[-1:], dy.dtype)
     workspace = backend.xp.empty(
         backend.native.conv2d_max_pool2d_backward_w_workspace(shape, dy.itemsize), dy.dtype
@@ -529,6 +529,7 @@ def _target(op: str, backend: Backend, target: Array, logits: Array) -> tuple[st
     """Which of the two kernels a target is for, and the target as that kernel wants it."""
     if logits.ndim != 2:
         raise ValueError(f"{op}: logits must have shape (N, classes), got {logits.shape}")
+    target = _backend.adopt(target)
     if hasattr(target, "dtype") and arg.is_integer(target):
         if target.shape != logits.shape[:1]:
             raise ValueError(f"{op}: labels must have shape {logits.shape[:1]}, got {target.shape}")

@@ -42,8 +42,8 @@ class Data(NamedTuple):
         if len(x) != len(y):
             raise ValueError(f"x and y must have the same length, got {len(x)} samples and {len(y)} targets")
         weights = check_weights(sample_weight, len(x))
-        x, y = model.xp.asarray(x), model.xp.asarray(y)  # there for the whole run, on a GPU as on the CPU
-        return cls(x, y, None if weights is None else model.xp.asarray(weights), sample[-1])
+        there = model.xp.asarray  # for the whole run, on a GPU as on the CPU
+        return cls(there(x), there(y), None if weights is None else there(weights), sample[-1])
 
     def batch(self, rows: slice | Array) -> tuple[Array, Array, Array | None]:
         return self.x[rows], self.y[rows], None if self.weights is None else self.weights[rows]

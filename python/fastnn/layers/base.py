@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -10,41 +9,12 @@ import numpy as np
 
 from .. import _backend, _random, initializers
 from .._checks import check_shape
-from .._config import Configurable, snake_case
+from .._config import Configurable, Noticed, snake_case
 from .._typing import Array, Shape
 
 Rng: TypeAlias = np.random.Generator | None
 Drawn: TypeAlias = Sequence[Array]  # what a layer's `draw` gave, on the layer's device
 Grads: TypeAlias = dict[str, Array]  # the gradient of each array in a layer's params, under the same key
-
-
-# The number of the last change, anywhere in this process, of a layer's attributes or of which arrays it holds: as long as it
-# is the same, nobody need look for one.
-last_change = 0
-_changes = itertools.count(1)
-
-
-def _changed() -> None:
-    global last_change
-    last_change = next(_changes)
-
-
-class Arrays(dict[str, Array]):
-    """A layer's arrays by name. Each way to put others in is a change."""
-
-
-def _noticed(change: Any) -> Any:
-    def call(self: Arrays, *arguments: Any, **named: Any) -> Any:
-        try:
-            return change(self, *arguments, **named)
-        finally:
-            _changed()
-
-    return call
-
-
-for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
-    setattr(Arrays, _name, _noticed(getattr(dict, _name)))
 
 
 class Input:
@@ -74,7 +44,6 @@ class Layer(Configurable):
     supports_jit = True
     device = "cpu"  # the model's
     precision = "float32"  # of products; the model's
-    changes = 0  # how often an attribute has been set
 
     def __init__(
         self, *, name: str | None = None, trainable: bool = True, input_shape: Sequence[int] | None = None
@@ -87,13 +56,8 @@ class Layer(Configurable):
         self.input_shape = None if input_shape is None else check_shape(input_shape, self.name)
         self.output_shape: Shape | None = None
         self.dtype = "float32"
-        self._params: Arrays | None = None
-        self._state = Arrays()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        super().__setattr__("changes", self.changes + 1)
-        _changed()
+        self._params: Noticed[Array] | None = None
+        self._state: Noticed[Array] = Noticed()
 
     # ------------------------------------------------------------------ for subclasses to define
 
@@ -148,8 +112,8 @@ class Layer(Configurable):
         output_shape = self.compute_output_shape(shape)
         rng = rng or _random.generator(_random.next_seed(), _random.INITIALIZATION)
 
-        def create(specs: dict[str, tuple[Shape, str]]) -> Arrays:
-            return Arrays(
+        def create(specs: dict[str, tuple[Shape, str]]) -> Noticed[Array]:
+            return Noticed(
                 {k: self.xp.asarray(initializers.create(how, s, dtype, rng)) for k, (s, how) in specs.items()}
             )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import ops
 from .._checks import check_count, check_number, same_objects
-from .._config import Configurable, deserialize, serialize, snake_case
+from .._config import Configurable, Noticed, deserialize, serialize, snake_case
 from .._typing import Array
 from ..layers.base import assign
 from .schedules import SCHEDULES, LearningRateSchedule
@@ -20,7 +20,7 @@ class Optimizer(Configurable):
 
     learning_rate: a number, or a schedule of the step. It may be set anew at any time where it is a number.
     iterations: steps done.
-    slots: what the update rule remembers, lists parallel to the parameters.
+    slots: what the update rule remembers, tuples parallel to the parameters.
 
     A subclass gives `_step` and where they are not the defaults `slot_names` and `_rates`. supports_jit: its steps
     may be recorded into a CUDA graph, for which `_step` must heed all three of `rates` (see ops.Rates).
@@ -28,6 +28,7 @@ class Optimizer(Configurable):
 
     slot_names: tuple[str, ...] = ()
     supports_jit = False
+    progress = frozenset({"iterations", "learning_rate", "_rate"})
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class Optimizer(Configurable):
         else:
             self.learning_rate = learning_rate
         self.iterations = 0
-        self.slots: dict[str, list[Array]] = {}
+        self.slots: dict[str, tuple[Array, ...]] = {}
         self._params: list[Array] = []
 
     @property
@@ -75,7 +76,7 @@ class Optimizer(Configurable):
 
     def _allocate(self, params: Sequence[Array]) -> None:
         self._params = list(params)
-        self.slots = {name: [np.zeros_like(w) for w in params] for name in self.slot_names}
+        self.slots = Noticed({name: tuple(map(np.zeros_like, params)) for name in self.slot_names})
 
     def advance(self) -> ops.Rates:
         """Count a step; gives what `update` needs for it."""
