@@ -50,8 +50,9 @@ class Tape {
     for (size_t i = 0; i < inputs_.size(); ++i) {
       const ArrayView &recorded = inputs_[i].recorded, given("launch", "an input", arrays[i], Access::kRead);
       if (given.dtype() != recorded.dtype() || !(given.shape() == recorded.shape()))
-        throw py::value_error("launch: input " + std::to_string(i) + " was recorded as " + type_name(recorded.dtype()) + " " +
-                              text(recorded.shape()) + ", got " + type_name(given.dtype()) + " " + text(given.shape()));
+        throw py::value_error("launch: input " + std::to_string(i) + " was recorded as " + type_name(recorded.dtype()) +
+                              " " + text(recorded.shape()) + ", got " + type_name(given.dtype()) + " " +
+                              text(given.shape()));
       for (ArrayView* view : inputs_[i].readers) view->move_to(given);
     }
     const py::gil_scoped_release release;

@@ -366,6 +366,23 @@ def test_numpy_work_between_kernels_is_refused(rng):
     np.testing.assert_array_equal(y, np.maximum(-x, 0))
 
 
+def test_a_launch_takes_arrays_like_its_inputs(rng):
+    x, y = rng.standard_normal((2, 3, 4)).astype("f4")
+    kept = []
+    tape = _backend.Tape(lambda: kept.append(ops.relu_backward(x, y)), [], [x, y])
+    for dy, of in ((y, x), (x, y)):
+        tape.launch(dy, of)
+        np.testing.assert_array_equal(kept[0], ops.relu_backward(dy, of))
+    with pytest.raises(TypeError, match="launch takes 2 inputs, got 1"):
+        tape.launch(x)
+    with pytest.raises(ValueError, match=r"input 1 was recorded as float32 \(3, 4\), got float64 \(3, 4\)"):
+        tape.launch(x, y.astype("f8"))
+    with pytest.raises(ValueError, match=r"input 0 was recorded as float32 \(3, 4\), got float32 \(2, 4\)"):
+        tape.launch(x[:2], y)
+    with pytest.raises(_backend.NotRecordable, match="a part of an input"):
+        _backend.Tape(lambda: ops.relu(x[:2]), [], [x])
+
+
 def test_a_frozen_normalization_trains_unrecorded(batches, recorded):
     plain, model = made(normalized, False), made(normalized, "auto")
     for some in (plain, model):

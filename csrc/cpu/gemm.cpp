@@ -86,17 +86,13 @@ template <class T>
 class Worker {
  public:
   Worker(const Product<T>& g, const Cut<T>& cut)
-      : g_(g),
-        packed_(cut.packed),
-        alone_(cut.alone),
-        blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)),
-        panel_(g.s.k * kCols<T>) {
+      : g_(g), cut_(cut), blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)), panel_(g.s.k * kCols<T>) {
     const int64_t panels = g.panels.count(), count = ceil_div(g.s.m, cut.chunks);
     const int64_t sums = blocks_ > 1 ? count * ceil_div(panels, cut.groups) * kCols<T> : 0;
-    const int64_t rows = packed_ ? ceil_div(count * ceil_div(g.s.k, blocks_), kAlign<T>) * kAlign<T> + kAlign<T> : 0;
-    memory_.reset(new T[size_t(kAlign<T> + sums + rows + (alone_ ? panels * panel_ : 0))]);
+    const int64_t rows = cut.packed ? ceil_div(count * ceil_div(g.s.k, blocks_), kAlign<T>) * kAlign<T> + kAlign<T> : 0;
+    memory_.reset(new T[size_t(kAlign<T> + sums + rows + (cut.alone ? panels * panel_ : 0))]);
     sums_ = aligned(memory_.get()), rows_ = sums_ + sums, panels_ = rows_ + rows;
-    if (alone_) has_.reset(new bool[size_t(panels)]());
+    if (cut.alone) has_.reset(new bool[size_t(panels)]());
   }
 
   // Rows [first, first + count) by panels [left, right).
@@ -117,11 +113,11 @@ class Worker {
     for (int64_t block = 0; block < blocks_; ++block) {
       const int64_t k = s.k * block / blocks_, depth = s.k * (block + 1) / blocks_ - k;
       run = {0, k, depth};
-      if (packed_) pack_rows(s, g_.a, first, count, k, depth, rows_);
+      if (cut_.packed) pack_rows(s, g_.a, first, count, k, depth, rows_);
       for (int64_t panel = left; panel < right; ++panel) {
         select(t, panel);
         // Each tile brings its part of the next panel.
-        const bool fetches = kFetchesNext && !alone_ && panel + 1 < right && panel + 1 >= g_.panels.first_packed;
+        const bool fetches = kFetchesNext && !cut_.alone && panel + 1 < right && panel + 1 >= g_.panels.first_packed;
         t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
         const auto next_rows = [&](int64_t begin) {
           t.y = y_rows + begin, t.c = g_.c ? c_rows + begin : nullptr;
@@ -129,7 +125,7 @@ class Worker {
           t.start = block > 0 ? sum : nullptr;
           t.stop = block < blocks_ - 1 ? sum : nullptr;
         };
-        if (packed_)
+        if (cut_.packed)
           for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
             next_rows(begin);
             rows[0] = rows_ + begin * depth, t.step = m;
@@ -150,7 +146,7 @@ class Worker {
   // Points t at the panel's b and columns.
   void select(TileArgs<T>& t, int64_t panel) {
     g_.panels.select(t, g_.b, g_.workspace, panel);
-    if (!alone_) return;
+    if (!cut_.alone) return;
     T* const own = panels_ + panel * panel_;
     if (!has_[panel]) {
       const GemmShape& s = g_.s;
@@ -161,7 +157,7 @@ class Worker {
   }
 
   const Product<T>& g_;
-  const bool packed_, alone_;
+  const Cut<T>& cut_;
   const int64_t blocks_, panel_;  // of the sum; elements of a panel
   std::unique_ptr<T[]> memory_;
   T *sums_, *rows_, *panels_;

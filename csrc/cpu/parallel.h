@@ -27,27 +27,29 @@ class Items {
 // again.
 void run_items(int64_t count, void (*body)(void* context, Items& items), void* context);
 
+// The same for a body(items) of any type.
+template <class Body>
+void run_items(int64_t count, Body body) {
+  run_items(count, [](void* context, Items& items) { (*static_cast<Body*>(context))(items); }, &body);
+}
+
 // Each thread that has an item keeps what make() gives while it does f(kept, item) for one after the other.
 template <class Make, class F>
 void parallel_for(int64_t count, Make make, F f) {
-  auto body = [&](Items& items) {
+  run_items(count, [&](Items& items) {
     int64_t item = items.next();
     if (item < 0) return;
     auto kept = make();
     for (; item >= 0; item = items.next()) f(kept, item);
-  };
-  run_items(count, [](void* context, Items& items) { (*static_cast<decltype(&body)>(context))(items); }, &body);
+  });
 }
 
 // f(item) for each item in [0, count).
 template <class F>
 void parallel_for(int64_t count, F&& f) {
-  run_items(
-      count,
-      [](void* context, Items& items) {
-        for (int64_t item; (item = items.next()) >= 0;) (*static_cast<F*>(context))(item);
-      },
-      &f);
+  run_items(count, [&](Items& items) {
+    for (int64_t item; (item = items.next()) >= 0;) f(item);
+  });
 }
 
 // parallel_for over [0, size) in chunks: f(begin, end). `grain` is the fewest elements worth a thread's while.
