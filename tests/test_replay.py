@@ -252,6 +252,20 @@ def test_progress_is_no_change(batches, recorded):
     assert recorded == [True]
 
 
+def test_attributes_of_any_name(batches):
+    class Counting(losses.SparseCategoricalCrossentropy):
+        def __init__(self):
+            super().__init__(from_logits=True)
+            self.changes, self.progress = [], 0.5
+
+    model = made(convolutional, "auto")
+    model.compile("sgd", Counting())
+    model.layers[0].changes = model.layers[0].progress = None
+    for x, y in batches[:3]:
+        model.loss.changes, model.loss.progress = [x], model.loss.progress + 1
+        assert np.isfinite(model.train_on_batch(x, y))
+
+
 def test_targets_lie_as_they_like(batches):
     plain, model = made(convolutional, False), made(convolutional, "auto")
     for x, y in batches:

@@ -17,7 +17,7 @@ INDEX_LIMIT = 2**31
 SIZE_LIMIT = 2**62
 
 
-def _in_order(array: Array) -> Array:
+def in_order(array: Array) -> Array:
     """In C order and aligned, as kernels read."""
     flags = array.flags
     return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
@@ -32,7 +32,7 @@ def array(op: str, name: str, array: Array) -> Array:
         raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
     if dtype not in FLOATS or not dtype.isnative:
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
-    return _in_order(array)
+    return in_order(array)
 
 
 def integer(op: str, name: str, value: object) -> int:
@@ -104,7 +104,7 @@ def labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
             if low < -INDEX_LIMIT or high >= INDEX_LIMIT:
                 raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
         labels = backend.xp.ascontiguousarray(labels, np.int32)
-    return _in_order(labels)
+    return in_order(labels)
 
 
 def positions(op: str, argmax: Array, dtype: Any) -> Array:
@@ -114,7 +114,7 @@ def positions(op: str, argmax: Array, dtype: Any) -> Array:
         raise TypeError(
             f"{op}: argmax must be the {np.dtype(dtype)} array that the forward returned, got {describe(argmax)}"
         )
-    return _in_order(argmax)
+    return in_order(argmax)
 
 
 def mask(op: str, name: str, array: Array) -> Array:
@@ -122,7 +122,7 @@ def mask(op: str, name: str, array: Array) -> Array:
     array = _backend.adopt(array)
     if getattr(array, "dtype", None) not in (np.dtype(bool), np.dtype(np.uint8)):
         raise TypeError(f"{op}: {name} must be an array of bool or uint8, got {describe(array)}")
-    return _in_order(array).view(np.uint8)
+    return in_order(array).view(np.uint8)
 
 
 def describe(value: object) -> str:

@@ -42,13 +42,14 @@ for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem"
 class Configurable:
     """Rebuilt from its constructor's arguments, each of which is kept as the attribute of its name."""
 
-    changes = 0  # how often an attribute has been set, but for those of `progress`
-    progress: frozenset[str] = frozenset()
+    # Names that leave a subclass of the user's the plain ones.
+    _changes = 0  # how often an attribute has been set, but for those of _progress
+    _progress: frozenset[str] = frozenset()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name not in self.progress:
-            super().__setattr__("changes", self.changes + 1)
+        if name not in self._progress:
+            super().__setattr__("_changes", self._changes + 1)
             _changed()
 
     def get_config(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from . import _backend, _config, _graph, layers
+from ._arguments import in_order
 from ._config import Configurable
 from ._typing import Array
 from .layers.base import Drawn, Layer
@@ -87,7 +88,7 @@ class Replay:
         self._y, self._saved = run(self._recorded, self._x, self._training, self._drawn)
 
     def _current_changes(self) -> list[int]:
-        return list(map(attrgetter("changes"), self._parts))
+        return list(map(attrgetter("_changes"), self._parts))
 
     def fits(self, model: Sequential) -> bool:
         """Whether all that was taken as given still is."""
@@ -111,7 +112,7 @@ class Replay:
     def _launch_forward(self, x: Array, drawn: Sequence[Drawn], *others: Array) -> tuple[Array, list[Any]]:
         """-> (what the recorded blocks were given, what those before have saved)."""
         x, saved = run(self._before, x, self._training, drawn)
-        x = _in_order(x, self._x.dtype)
+        x = in_order(np.asarray(x, self._x.dtype))
         if drawn:
             for inside, array in zip(chain(*self._drawn), chain(*drawn[len(self._before) :]), strict=True):
                 inside[...] = array
@@ -222,7 +223,7 @@ class Step(Replay):
         self, x: Array, y: Array, sample_weight: Array | None, drawn: Sequence[Drawn]
     ) -> tuple[Array, Array, _Saved]:
         """-> (y_pred, the samples' losses, what learn needs)."""
-        targets = [_in_order(y, like.dtype) for like in self._targets]
+        targets = [in_order(np.asarray(y, like.dtype)) for like in self._targets]
         x, before = self._launch_forward(x, drawn, *targets)
         if targets and sample_weight is None:
             return self._y, self._losses, _Saved(x, before, targets, None)
@@ -231,8 +232,9 @@ class Step(Replay):
 
     def learn(self, saved: _Saved) -> None:
         """Update the layers' state, backward, and the optimizer's step."""
+        kept = saved.before + self._saved
         for i, block in self._stateful:
-            block.update_state((saved.before + self._saved)[i])
+            block.update_state(kept[i])
         if saved.targets:
             self._loss_backward.launch(*saved.targets)
         else:
@@ -310,12 +312,6 @@ def _filled(shape: Any, dtype: Any, value: Any) -> Array:
     array: Array = _backend.host().xp.empty(shape, dtype)
     array[...] = value
     return array
-
-
-def _in_order(array: Array, dtype: Any) -> Array:
-    """As a tape takes an input."""
-    array = np.asarray(array, dtype, order="C")
-    return array if array.flags.aligned else array.copy()
 
 
 def _layers(block: Block) -> list[Layer]:

@@ -68,11 +68,8 @@ class Sequential:
         self._input_shape: tuple[int, ...] | None = None
         self._compiled: tuple[Optimizer, Loss, list[Metric]] | None = None
         self._run: Run | None = None
-        self._fused: tuple[list[Layer], list[Block], bool] = (
-            [],
-            [],
-            False,
-        )  # layers; what they became; any random?
+        # Layers, what they became, and whether any is random.
+        self._fused: tuple[list[Layer], list[Block], bool] = ([], [], False)
         self._replays = Replays[Replay]({"cpu": Replay, "cuda": GraphReplay})
         self._steps = Replays[Step]({"cpu": Step})
         for layer in layers or ():

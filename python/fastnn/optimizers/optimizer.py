@@ -28,7 +28,7 @@ class Optimizer(Configurable):
 
     slot_names: tuple[str, ...] = ()
     supports_jit = False
-    progress = frozenset({"iterations", "learning_rate", "_rate"})
+    _progress = frozenset({"iterations", "learning_rate", "_rate"})
 
     def __init__(
         self,
