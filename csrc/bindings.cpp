@@ -15,11 +15,12 @@
 namespace fastnn {
 namespace {
 
-void check_labels(const Call& call, const Matrix& m, const ArrayView* labels, uintptr_t stream) {
-  const BadLabel bad = kernels().find_bad_label(m.rows, m.cols, get<int32_t>(labels), to_stream(stream));
+// That all of them, each called `what`, are in [0, limit).
+void check_indices(const Call& call, const char* what, const ArrayView* indices, int64_t limit, uintptr_t stream) {
+  const BadIndex bad = kernels().find_bad_index(indices->size(), limit, get<int32_t>(indices), to_stream(stream));
   if (bad.position >= 0)
-    call.fail("label " + std::to_string(bad.label) + " at position " + std::to_string(bad.position) + " is not in [0, " +
-              std::to_string(m.cols) + ")");
+    call.fail(std::string(what) + " " + std::to_string(bad.index) + " at position " + std::to_string(bad.position) +
+              " is not in [0, " + std::to_string(limit) + ")");
 }
 
 using Dims4 = std::array<int64_t, 4>;
@@ -265,6 +266,33 @@ void bind_activation(py::module_& m) {
   });
 }
 
+void bind_rescale(py::module_& m) {
+  m.def("rescale", [](Array x, Array rows, double scale, double offset, Array y, uintptr_t stream) {
+    Call call("rescale");
+    const auto* vx = call.in_number("x", x);
+    const auto* vy = call.out("y", y);
+    Dims shape(vx->rank());
+    for (int i = 0; i < vx->rank(); ++i) shape[size_t(i)] = vx->dim(i);
+    const ArrayView* v_rows = nullptr;
+    int64_t samples = 1, size = vx->size();
+    if (!rows.is_none()) {
+      if (vx->rank() == 0) call.fail("x has no rows: shape " + text(vx->shape()));
+      samples = vy->rank() == 0 ? 0 : vy->dim(0);
+      v_rows = call.in_int32("rows", rows, {samples});
+      size = 1;
+      for (size_t i = 1; i < shape.size(); ++i) size *= shape[i];
+      shape[0] = samples;
+      check_indices(call, "row", v_rows, vx->dim(0), stream);
+    }
+    if (!(vy->shape() == Sizes(shape))) call.fail("y must have shape " + text(shape) + ", got " + text(vy->shape()));
+    const Element type = vx->dtype() == 'B' ? Element::kUint8 : vx->dtype() == 'f' ? Element::kFloat32 : Element::kFloat64;
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.rescale(samples, size, v_rows ? vx->dim(0) : samples, type, vx->data(), get<int32_t>(v_rows), T(scale), T(offset),
+                  get<T>(vy), to_stream(stream));
+    });
+  });
+}
+
 void bind_loss(py::module_& m) {
   m.def("sparse_cross_entropy_forward", [](Array x, Array labels, Array loss, Array y, uintptr_t stream) {
     Call call("softmax_cross_entropy");
@@ -273,7 +301,7 @@ void bind_loss(py::module_& m) {
     const auto* v_labels = call.in_int32("labels", labels, {d.rows});
     const auto* v_loss = call.out("loss", loss, {d.rows});
     const auto* vy = call.out("y", y, vx->shape());
-    check_labels(call, d, v_labels, stream);
+    check_indices(call, "label", v_labels, d.cols, stream);
     call.run([=]<class T>(const Ops<T>& ops) {
       ops.sparse_cross_entropy_forward(d.rows, d.cols, get<T>(vx), get<int32_t>(v_labels), get<T>(v_loss), get<T>(vy),
                                        to_stream(stream));
@@ -286,7 +314,7 @@ void bind_loss(py::module_& m) {
     const auto* v_dloss = call.in("dloss", dloss, {d.rows});
     const auto* v_labels = call.in_int32("labels", labels, {d.rows});
     const auto* v_dx = call.out("dx", dx, vy->shape());
-    check_labels(call, d, v_labels, stream);
+    check_indices(call, "label", v_labels, d.cols, stream);
     call.run([=]<class T>(const Ops<T>& ops) {
       ops.sparse_cross_entropy_backward(d.rows, d.cols, get<T>(v_dloss), get<T>(vy), get<int32_t>(v_labels), get<T>(v_dx),
                                         to_stream(stream));
@@ -487,6 +515,7 @@ void bind_ops(py::module_& m) {
   bind_pool2d(m);
   bind_conv_pool(m);
   bind_activation(m);
+  bind_rescale(m);
   bind_loss(m);
   bind_norm(m);
   bind_optimizer(m);

@@ -114,6 +114,14 @@ class Call {
     return integers('B', name, array, shape, Access::kWrite);
   }
 
+  // uint8, float32 or float64, whatever the kernel's type.
+  const ArrayView* in_number(const char* name, py::handle array) {
+    const ArrayView* v = view(name, array, Access::kRead, nullptr);
+    if (v->dtype() == 'i')
+      throw py::type_error(std::string(op_) + ": " + name + " must be uint8, float32 or float64, got int32");
+    return v;
+  }
+
   // Always float64, apart from the type that decides the kernel's.
   const ArrayView* in_float64(const char* name, py::handle array, const Sizes& shape) {
     const ArrayView* v = view(name, array, Access::kRead, &shape);

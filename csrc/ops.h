@@ -38,6 +38,17 @@ struct AdamOptions {
   double beta_1, beta_2, epsilon;
 };
 
+// What an array that is to become floats may hold.
+enum class Element { kUint8, kFloat32, kFloat64 };
+
+// f(x), x pointing to elements of this type.
+template <class F>
+void visit(Element type, const void* x, F f) {
+  if (type == Element::kUint8) return f(static_cast<const uint8_t*>(x));
+  if (type == Element::kFloat32) return f(static_cast<const float*>(x));
+  f(static_cast<const double*>(x));
+}
+
 constexpr int kRates = 3;  // numbers that change from step to step
 
 // The ops for arrays of T, float or double.
@@ -90,6 +101,12 @@ struct Ops {
   void (*softmax_forward)(int64_t rows, int64_t cols, const T* x, T* y, Stream);
   void (*softmax_backward)(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx, Stream);
 
+  // ---- Samples as floats: y[i] = T(x[rows[i]]) * scale + offset for `samples` of `size` elements; rows may be null: y[i]
+  // is of x[i] then. scale 1 and offset 0 keep every number as it is, the sign of zeros, too. A row that x, of `stored`
+  // samples, does not have gives NaN: where a call is repeated, nobody has looked at them.
+  void (*rescale)(int64_t samples, int64_t size, int64_t stored, Element type, const void* x, const int32_t* rows, T scale,
+                  T offset, T* y, Stream);
+
   // ---- Losses, one per row; the mean over the batch is the caller's. y is softmax(x), kept for backward.
   void (*sparse_cross_entropy_forward)(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y, Stream);
   void (*sparse_cross_entropy_backward)(int64_t rows, int64_t cols, const T* dloss, const T* y, const int32_t* labels, T* dx,
@@ -117,19 +134,19 @@ struct Ops {
   void (*adam_step)(const AdamTensor<T>* tensors, int64_t count, const double* rates, const AdamOptions&, Stream);
 };
 
-// What the first label outside [0, cols) is, and where; position -1 where all are in.
-struct BadLabel {
+// What the first index outside [0, limit) is, and where; position -1 where all are in.
+struct BadIndex {
   int64_t position;
-  int32_t label;
+  int32_t index;
 };
 
 // All that a target has.
 struct Kernels {
   // Throws std::invalid_argument where products cannot be computed in this precision here.
   void (*check_precision)(Precision);
-  // On a GPU it waits for the answer, except on a stream that is being captured into a graph: there labels are not looked
+  // On a GPU it waits for the answer, except on a stream that is being captured into a graph: there indices are not looked
   // at.
-  BadLabel (*find_bad_label)(int64_t rows, int64_t cols, const int32_t* labels, Stream);
+  BadIndex (*find_bad_index)(int64_t count, int64_t limit, const int32_t* indices, Stream);
   Ops<float> float32;
   Ops<double> float64;
 

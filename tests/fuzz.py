@@ -219,6 +219,18 @@ class Fuzzer:
             self.array(shape, dtype), keep, self.pick([0.0, 0.5, 1.0])
         )
 
+    def rescale(self, dtype):
+        shape = self.shape()
+        rows = None
+        if self.chance(0.7):
+            high = (shape[0] if shape else 1) + (1 if self.chance(0.2) else 0)
+            rows = self.rng.integers(-1 if self.chance(0.2) else 0, max(high, 1), self.rng.integers(0, 40))
+            rows = rows.astype(self.pick(["i4", "i8", "u1", ">i4", "f4"]))
+        x = self.array(shape, self.pick([dtype, "u1", "i4"]))
+        ops.rescale(
+            x, 0.5, self.pick([0, -1.0, np.nan]), rows=rows, dtype=self.pick([None, "float32", "float64"])
+        )
+
     def loss(self, dtype):
         rows, classes = (int(d) for d in self.rng.integers(0 if self.chance(0.1) else 1, 30, 2))
         x = self.array((rows, classes), dtype)
@@ -272,6 +284,7 @@ class Fuzzer:
                 self.pool2d,
                 self.conv_pool,
                 self.activation,
+                self.rescale,
                 self.loss,
                 self.batch_norm,
                 self.optimizer,

@@ -9,12 +9,6 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-BadLabel find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream) {
-  for (int64_t row = 0; row < rows; ++row)
-    if (labels[row] < 0 || labels[row] >= cols) return {row, labels[row]};
-  return {-1, 0};
-}
-
 template <class T>
 void sparse_cross_entropy_forward(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y, Stream) {
   parallel_chunks(rows, softmax_grain(cols), [&](int64_t begin, int64_t end) {
@@ -97,7 +91,6 @@ void add(Ops<T>& ops) {
 }  // namespace
 
 void add_loss(Kernels& kernels) {
-  kernels.find_bad_label = find_bad_label;
   add(kernels.float32);
   add(kernels.float64);
 }

@@ -1,8 +1,6 @@
 // Losses, one value per row, one warp each. Cross-entropy is taken from logits by log-sum-exp over what remains after the
 // row's maximum is taken off, so that it is finite wherever the mathematics is. Softmax and loss are one kernel: bound by
 // memory, x read and y written once.
-#include <climits>
-
 #include "launch.cuh"
 #include "softmax.cuh"
 
@@ -12,11 +10,6 @@ namespace {
 constexpr int kThreads = 256;
 
 // ---- Kernels
-
-__global__ void bad_label_kernel(int64_t rows, int64_t cols, const int32_t* labels, long long* first) {
-  for (int64_t row = first_item(); row < rows; row += item_step())
-    if (labels[row] < 0 || labels[row] >= cols) atomicMin(first, static_cast<long long>(row));  // an integer: any order
-}
 
 template <class T>
 __global__ void sparse_forward_kernel(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y) {
@@ -84,15 +77,6 @@ __global__ void squared_backward_kernel(int64_t size, FastDiv cols, const T* dlo
 
 // ---- Entry points
 
-BadLabel find_bad_label(int64_t rows, int64_t cols, const int32_t* labels, Stream stream) {
-  if (rows == 0 || capturing(stream)) return {-1, 0};
-  ReadBack<long long> first(LLONG_MAX, stream);
-  launch(bad_label_kernel, grid_for(rows, kThreads), kThreads, 0, stream, rows, cols, labels, first.device());
-  const int64_t position = first.get();
-  if (position == LLONG_MAX) return {-1, 0};
-  return {position, read_back(labels + position, stream)};
-}
-
 template <class T>
 void sparse_cross_entropy_forward(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y,
                                   Stream stream) {
@@ -141,7 +125,6 @@ void add(Ops<T>& ops) {
 }  // namespace
 
 void add_loss(Kernels& kernels) {
-  kernels.find_bad_label = find_bad_label;
   add(kernels.float32);
   add(kernels.float64);
 }

@@ -13,14 +13,19 @@ from ._backend import Backend
 from ._typing import Array, Padding, Pair, Shape
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+NUMBERS = (np.dtype(np.uint8), *FLOATS)  # what rescale reads
 INDEX_LIMIT = 2**31
 SIZE_LIMIT = 2**62
 
 
-def in_order(array: Array) -> Array:
-    """In C order and aligned, as kernels read."""
+def is_in_order(array: Array) -> bool:
+    """Whether in C order and aligned, as kernels read."""
     flags = array.flags
-    return array if flags.c_contiguous and getattr(flags, "aligned", True) else array.copy("C")
+    return bool(flags.c_contiguous and getattr(flags, "aligned", True))
+
+
+def in_order(array: Array) -> Array:
+    return array if is_in_order(array) else array.copy("C")
 
 
 def array(op: str, name: str, array: Array) -> Array:
@@ -32,6 +37,21 @@ def array(op: str, name: str, array: Array) -> Array:
         raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
     if dtype not in FLOATS or not dtype.isnative:
         raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
+    return in_order(array)
+
+
+def is_number(array: Array) -> bool:
+    """Whether of a type that rescale reads."""
+    return array.dtype in NUMBERS and array.dtype.isnative
+
+
+def number(op: str, name: str, array: Array) -> Array:
+    """A uint8, float32 or float64 array in C order, aligned."""
+    array = _backend.adopt(array)
+    if not hasattr(array, "dtype") or not is_number(array):
+        raise TypeError(
+            f"{op}: {name} must be uint8, float32 or float64 in native byte order, got {describe(array)}"
+        )
     return in_order(array)
 
 
@@ -96,15 +116,15 @@ def is_integer(array: Array) -> bool:
     return array.dtype.kind in "iu"
 
 
-def labels(op: str, backend: Backend, labels: Array, classes: int) -> Array:
-    """Labels as int32. Those that int32 cannot hold are out of any range, and refused here."""
-    if labels.dtype != np.int32 or not labels.dtype.isnative:
-        if labels.size:
-            low, high = int(labels.min()), int(labels.max())
+def indices(op: str, name: str, backend: Backend, indices: Array, limit: int) -> Array:
+    """Integers in [0, limit) as int32. Those that int32 cannot hold are out of any range, and refused here."""
+    if indices.dtype != np.int32 or not indices.dtype.isnative:
+        if indices.size:
+            low, high = int(indices.min()), int(indices.max())
             if low < -INDEX_LIMIT or high >= INDEX_LIMIT:
-                raise ValueError(f"{op}: labels from {low} to {high} are not all in [0, {classes})")
-        labels = backend.xp.ascontiguousarray(labels, np.int32)
-    return in_order(labels)
+                raise ValueError(f"{op}: {name} from {low} to {high} are not all in [0, {limit})")
+        indices = backend.xp.ascontiguousarray(indices, np.int32)
+    return in_order(indices)
 
 
 def positions(op: str, argmax: Array, dtype: Any) -> Array:

@@ -11,6 +11,7 @@ divide, and each family has a case large enough to be split over threads. Three 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -134,7 +135,8 @@ def _agrees(
     name: str,
 ) -> Report:
     expected = _parts(getattr(reference, op)(*args, **options))
-    dtype = next(a.dtype for a in args if isinstance(a, np.ndarray) and a.dtype.kind == "f")
+    floats = (a.dtype for a in args if isinstance(a, np.ndarray) and a.dtype.kind == "f")
+    dtype = np.dtype(options.get("dtype") or next(floats))
 
     def call() -> list[Array]:
         for e in expected:  # freed at once, and handed out again: what the op does not write is a NaN
@@ -386,6 +388,21 @@ def _dropout(device: Device) -> Cases:
             yield from agrees(device, "dropout_backward", "dx", [dy, keep, 0.5], exact=True)
 
 
+def _rescale(device: Device) -> Cases:
+    rng = np.random.default_rng(15)
+    forward = device.ops.rescale
+    how: dict[str, Any] = {"linear": True, "step": 1 / 16}
+    pair = partial(forward, scale=-1.5, offset=0.25), lambda dy, x: forward(dy, -1.5)
+    for shape in (*((length,) for length in LENGTHS), (2, 3, 5, 7)):
+        yield from smooth(device, "rescale", f"x {shape}", *pair, {"x": normal(shape, rng, "float64")}, **how)
+    for shape in ((1, 1), (33,), (9, 4), (7, 3, 5), (40, 512)):
+        rows = rng.integers(0, shape[0], 2 * shape[0] - 1, dtype=np.int32)
+        for stored, dtype in itertools.product(("uint8", *DTYPES), DTYPES):
+            x = integers(shape, rng, "float64").astype(stored)
+            for options in ({}, {"rows": rows}):
+                yield from agrees(device, "rescale", "y", [x, 0.5, -2.0], exact=True, dtype=dtype, **options)
+
+
 _LOGITS: tuple[Shape, ...] = ((1, 1), (3, 2), (5, 3), (4, 10), (2, 17), (3, 33), (1031, 10))
 
 
@@ -531,6 +548,7 @@ OPS: tuple[Callable[[Device], Cases], ...] = (
     _conv2d_max_pool2d,
     _activations,
     _dropout,
+    _rescale,
     _softmax,
     _cross_entropy,
     _mean_squared_error,

@@ -84,7 +84,7 @@ class GraphSteps:
         if touched and not same_objects(_fixed(model), self._fixed):
             self._steps.clear()
         if isinstance(rows, slice):
-            rows = np.arange(rows.start, min(rows.stop, len(self._data.x)))
+            rows = np.arange(rows.start, min(rows.stop, len(self._data.x)), dtype=self._data.row_type)
         done = optimizer.iterations
         try:
             drawn: list[Drawn] = []
@@ -154,7 +154,7 @@ class _Step:
         """All of a step, on arrays alone: compare Sequential.test_step, and of training train_step."""
         model, loss, xp = self._model, self._model.loss, self._model.xp
         x, y, weights = self._data.batch(self._rows)
-        y_pred, saved = model.forward(xp.asarray(x, dtype=model.dtype), self._training, self._drawn)
+        y_pred, saved = model.forward(x, self._training, self._drawn)
         losses, of_loss = loss.forward(y_pred, y, weights)
         measured = (metric.values(y, y_pred) for metric in model.metrics)
         for values, total in zip((losses, *measured), self._totals, strict=True):

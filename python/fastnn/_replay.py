@@ -39,6 +39,7 @@ _OPS_ALONE: frozenset[type] = frozenset(
         layers.GlobalAveragePooling2D,
         layers.MaxPooling2D,
         layers.ReLU,
+        layers.Rescaling,
     }
 )
 _IN_INFERENCE = _OPS_ALONE | {layers.RandomFlip, layers.RandomTranslation}
@@ -47,8 +48,8 @@ _IN_INFERENCE = _OPS_ALONE | {layers.RandomFlip, layers.RandomTranslation}
 class Replay:
     """A model's forward for batches of one size.
 
-    The blocks up to the last that is not ops alone, such as Rescaling, run as ever. Results lie in memory that the next call
-    writes.
+    The blocks up to the last that is not ops alone, such as a layer of the user's, run as ever. Results lie in memory that the
+    next call writes.
     """
 
     _training, _kinds = False, _IN_INFERENCE
@@ -128,7 +129,6 @@ class Replay:
 class GraphReplay(Replay):
     """A model's forward on a GPU, as a CUDA graph. Launches on one stream alone: it orders the use of their memory."""
 
-    _kinds = _IN_INFERENCE | {layers.Rescaling}
     MOST = 2**28  # bytes kept; where there are more, kernels take so long that nothing is gained
 
     def _record(self, model: Sequential) -> None:

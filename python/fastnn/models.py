@@ -23,7 +23,7 @@ from .layers.fusion import Block, fuse, run
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
-from .training import Data, Evaluation, Run, check_inputs
+from .training import Data, Evaluation, Run, check_inputs, floats
 
 BatchShape = tuple[int | None, ...]  # (None, ...), None being the batch
 
@@ -278,8 +278,7 @@ class Sequential:
             self._replays.give_back(replay)
 
     def _cast(self, x: Array) -> Array:
-        cast: Array = self.xp.asarray(x, dtype=self.dtype)
-        return cast
+        return floats(self.xp.asarray(x), self.dtype)
 
     # ------------------------------------------------------------------ training
 

@@ -522,6 +522,43 @@ def dropout_backward(dy: Array, keep: Array, rate: float) -> Array:
     return _dropout("dropout_backward", "dy", dy, keep, rate)
 
 
+# ---- Samples as floats
+
+
+def rescale(
+    x: Array,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    *,
+    rows: Array | None = None,
+    dtype: str | None = None,
+) -> Array:
+    """x * scale + offset, or of the rows alone that are named: (N, ...) -> (N, ...) or (B, ...), in one pass.
+
+    So stored images become a batch: x is uint8, float32 or float64, and rounded to dtype first, "float32" or "float64", by
+    default x's own where it is one of them, else float32. rows: integers (B,) in [0, N), N below 2^31; others raise ValueError.
+    The gradient of x, without rows, is rescale(dy, scale).
+    """
+    op = "rescale"
+    backend = _backend.of(x, op, "x")
+    x = arg.number(op, "x", x)
+    to = (x.dtype if x.dtype in arg.FLOATS else np.dtype(np.float32)) if dtype is None else np.dtype(dtype)
+    if to not in arg.FLOATS:
+        raise TypeError(f"{op}: dtype must be 'float32' or 'float64', got {dtype!r}")
+    shape = x.shape
+    if rows is not None:
+        rows = _backend.adopt(rows)
+        if not hasattr(rows, "dtype") or not arg.is_integer(rows):
+            raise TypeError(f"{op}: rows must be an array of integers, got {arg.describe(rows)}")
+        if rows.ndim != 1 or not shape:
+            raise ValueError(f"{op}: rows must have shape (B,), x (N, ...), got {rows.shape} and {shape}")
+        rows = arg.indices(op, "rows", backend, rows, len(x))
+        shape = (len(rows), *shape[1:])
+    y = backend.xp.empty(shape, to)
+    backend.native.rescale(x, rows, float(scale), float(offset), y, backend.stream)
+    return y  # type: ignore[no-any-return]
+
+
 # ---- Losses
 
 
@@ -533,7 +570,7 @@ def _target(op: str, backend: Backend, target: Array, logits: Array) -> tuple[st
     if hasattr(target, "dtype") and arg.is_integer(target):
         if target.shape != logits.shape[:1]:
             raise ValueError(f"{op}: labels must have shape {logits.shape[:1]}, got {target.shape}")
-        return "sparse_cross_entropy", arg.labels(op, backend, target, logits.shape[1])
+        return "sparse_cross_entropy", arg.indices(op, "labels", backend, target, logits.shape[1])
     if not hasattr(target, "dtype") or target.dtype not in arg.FLOATS:
         raise TypeError(
             f"{op}: target must be integer labels (N,) or probabilities (N, classes), got {arg.describe(target)}"

@@ -508,6 +508,17 @@ def dropout_backward(dy: Array, keep: Array, rate: float) -> Array:
     return dropout(dy, keep, rate)
 
 
+# ------------------------------------------------------------------------------------------- samples as floats
+
+
+def rescale(
+    x: Array, scale: float = 1.0, offset: float = 0.0, *, rows: Array | None = None, dtype: str | None = None
+) -> Array:
+    """x * scale + offset, or of the rows named; dtype is that of the kernels' result."""
+    x = _f64(x)
+    return np.asarray((x if rows is None else x[rows]) * scale + offset)
+
+
 # ----------------------------------------------------------------------------------------------------- losses
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import _backend, _random
+from . import _arguments as arg
+from . import _backend, _random, ops
 from ._checks import check_number
 from ._graph import GraphSteps
 from ._typing import Array
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 class Data(NamedTuple):
     """Samples, their targets and their weights, checked against a model."""
 
-    x: Array
+    x: Array  # of any real dtype
     y: Array
     weights: Array | None
     classes: int
+    dtype: str  # the model's
 
     @classmethod
     def of(cls, model: Sequential, x: Any, y: Any, sample_weight: Any = None) -> Data:
@@ -43,10 +45,20 @@ class Data(NamedTuple):
             raise ValueError(f"x and y must have the same length, got {len(x)} samples and {len(y)} targets")
         weights = check_weights(sample_weight, len(x))
         there = model.xp.asarray  # for the whole run, on a GPU as on the CPU
-        return cls(there(x), there(y), None if weights is None else there(weights), sample[-1])
+        weights = None if weights is None else there(weights)
+        return cls(there(x), there(y), weights, sample[-1], model.dtype)
+
+    @property
+    def row_type(self) -> type:
+        """Of numbers of rows; kernels read int32."""
+        return np.int32 if len(self.x) < arg.INDEX_LIMIT else np.int64
 
     def batch(self, rows: slice | Array) -> tuple[Array, Array, Array | None]:
-        return self.x[rows], self.y[rows], None if self.weights is None else self.weights[rows]
+        """Of these rows: samples in the model's dtype, targets, weights."""
+        return floats(self.x, self.dtype, rows), *self._targets(rows)
+
+    def _targets(self, rows: slice | Array) -> tuple[Array, Array | None]:
+        return self.y[rows], None if self.weights is None else self.weights[rows]
 
     def split(self, fraction: float) -> tuple[Data, Data]:
         """(the first part, the last `fraction` of the samples), as views."""
@@ -56,8 +68,11 @@ class Data(NamedTuple):
         at = math.floor(n * (1 - fraction))
         if not 0 < at < n:
             raise ValueError(f"validation_split={fraction} of {n} samples leaves {at} and {n - at} of them")
-        first, second = self.batch(slice(at)), self.batch(slice(at, None))
-        return Data(*first, self.classes), Data(*second, self.classes)
+        first, second = (
+            Data(self.x[rows], *self._targets(rows), self.classes, self.dtype)
+            for rows in (slice(at), slice(at, None))
+        )
+        return first, second
 
     def weighted(self, class_weight: Mapping[int, float] | None) -> Data:
         """With each sample's weight multiplied by that of its class; classes that are not named have 1."""
@@ -87,6 +102,18 @@ def check_inputs(model: Sequential, samples: Any) -> Array:
     if shape[1:] != (sample := model.input_shape[1:]):
         raise ValueError(f"the model takes x of shape ({', '.join(('N', *map(str, sample)))}), got {shape}")
     return x
+
+
+def floats(x: Array, dtype: str, rows: slice | Array = slice(None)) -> Array:
+    """x[rows] in dtype, in one pass of a kernel's where one reads x as it lies."""
+    chosen = None if isinstance(rows, slice) else rows
+    if isinstance(rows, slice):
+        x = x[rows]
+        if x.dtype == dtype:
+            return x
+    if arg.is_number(x) and arg.is_in_order(x) and len(x) < arg.INDEX_LIMIT:
+        return ops.rescale(x, rows=chosen, dtype=dtype)
+    return np.asarray(x if chosen is None else x[chosen], dtype, like=x)
 
 
 class Averages:
@@ -222,11 +249,10 @@ class Run:
         if not self.batch:
             self.first_step = model.optimizer.iterations
             self.averages = Averages(model.metrics_names)
-        order = None
+        order: Array | None = None
         if self.shuffle:
-            order = _random.generator(model.seed, _random.SHUFFLE, self.first_step).permutation(
-                len(self.data.x)
-            )
+            rng, samples = _random.generator(model.seed, _random.SHUFFLE, self.first_step), len(self.data.x)
+            order = rng.permutation(samples).astype(self.data.row_type)
         self._call("on_epoch_begin", epoch, {})
         touched = True  # by other code since the last step
         for batch in range(self.batch, self.steps):

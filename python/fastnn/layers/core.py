@@ -145,10 +145,7 @@ class Rescaling(Layer):
         self.offset = check_number(offset, f"{self.name}: offset")
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
-        y = x * self.scale
-        if self.offset:  # on a GPU, a kernel of its own
-            y += self.offset
-        return y, None
+        return ops.rescale(x, self.scale, self.offset), None
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        return dy * self.scale, {}
+        return ops.rescale(dy, self.scale), {}
