@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "shapes.h"
 
@@ -34,6 +35,7 @@ class Sizes {
   Sizes(const int64_t* begin, size_t rank) : begin_(begin), rank_(rank) {}
 
   size_t size() const { return rank_; }
+  const int64_t* begin() const { return begin_; }
   int64_t operator[](size_t i) const { return begin_[i]; }
   bool operator==(const Sizes& other) const {
     return rank_ == other.rank_ && std::equal(begin_, begin_ + rank_, other.begin_);
@@ -85,6 +87,11 @@ class ArrayView {
     return data() < other.data() + other.bytes() && other.data() < data() + bytes();
   }
 
+  // Keeps the memory no longer, only what it was like.
+  void let_go() {
+    sizes_ = Dims(shape_.begin(), shape_.begin() + shape_.size()), shape_ = sizes_;
+    buffer_.release(), owner_ = py::object();
+  }
   // From now on the memory of another array of this one's size and type, which must outlive its use.
   void move_to(const ArrayView& other) { data_ = other.data_; }
 
@@ -92,8 +99,9 @@ class ArrayView {
   struct Buffer {
     Py_buffer view{};
     bool held = false;
-    ~Buffer() {
-      if (held) PyBuffer_Release(&view);
+    ~Buffer() { release(); }
+    void release() {
+      if (std::exchange(held, false)) PyBuffer_Release(&view);
     }
   };
 

@@ -39,6 +39,9 @@ class Tape {
         else if (view.overlaps(input.recorded))
           return false;
       }
+    // Another one takes its place before anything is read.
+    input.recorded.let_go();
+    for (ArrayView* view : input.readers) view->let_go();
     return true;
   }
 
@@ -72,7 +75,7 @@ class Tape {
   };
   struct Input {
     explicit Input(const py::object& array) : recorded("launch", "an input", array, Access::kRead) {}
-    const ArrayView recorded;
+    ArrayView recorded;
     std::vector<ArrayView*> readers;
   };
   std::deque<Entry> entries_;

@@ -416,7 +416,7 @@ def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
     model = made(convolutional, "auto")
     for x, y in batches[:3]:
         model.train_on_batch(x, y)
-    step = model._steps._free[N, 0][0]
+    ((step,),) = model._steps._free.values()
     given = {id(array) for array in (*model.weights, step._x, *step._targets)}
     arrays = [a for a in given_to_kernels if isinstance(a, np.ndarray) and a.size]
     assert len(arrays) > 20
@@ -428,6 +428,102 @@ def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
     for x, _ in batches:
         model(x)
     assert recorded == [True]
+
+
+def rescaling(**options):
+    """Recorded from the stored samples on, whatever they are."""
+    return models.Sequential(
+        [
+            layers.Input(IMAGE),
+            layers.Rescaling(1 / 255, -0.5),
+            layers.Conv2D(4, 3, strides=2),
+            layers.Flatten(),
+            layers.Dense(3),
+        ],
+        **options,
+    )
+
+
+STORED = {
+    "uint8": lambda x: x.astype("u1"),
+    "float32": lambda x: np.floor(x),
+    "float64": lambda x: np.floor(x).astype("f8"),
+    "int64": lambda x: x.astype("i8"),
+    "float16": lambda x: np.floor(x).astype("f2"),
+    "big-endian": lambda x: np.floor(x).astype(">f4"),
+    "transposed": lambda x: np.asfortranarray(np.floor(x)),
+    "strided": lambda x: np.repeat(np.floor(x), 2, axis=0)[::2],
+    "unaligned": lambda x: unaligned(np.floor(x)),
+    "read-only": lambda x: np.frombuffer(np.floor(x).tobytes(), "f4").reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stored", STORED)
+def test_samples_may_be_stored_in_any_way(rng, recorded, stored, dtype):
+    """fit, evaluate and predict on them have the bits of the same numbers in the model's dtype, gathered by NumPy."""
+    x, y = rng.uniform(0, 255, (4 * N + 1, *IMAGE)).astype("f4"), rng.integers(0, 3, (4 * N + 1, 1))
+    plain, model = made(lambda: rescaling(dtype=dtype), False), made(lambda: rescaling(dtype=dtype), "auto")
+    there = STORED[stored](x)
+    before = there.tobytes()
+    results = [
+        (
+            some.fit(data, y, N, epochs=3, verbose=0, validation_split=0.3).history,
+            some.evaluate(data, y, N, verbose=0),
+            some.predict(data, N, verbose=0).tobytes(),
+            some.train_on_batch(data[:N], y[:N]),
+            [w.tobytes() for w in some.get_weights()],
+        )
+        for some, data in ((plain, np.floor(x).astype(dtype)), (model, there))
+    ]
+    assert results[0] == results[1]
+    assert there.tobytes() == before
+    assert recorded.count(True) == 2  # the epochs end with smaller batches
+    assert recorded.count(False) >= 2
+
+
+def test_one_size_of_two_kinds_of_samples(batches, recorded):
+    plain, model = made(rescaling, False), made(rescaling, "auto")
+    for x, y in batches:
+        for kind in ("u1", "f4", "f8"):
+            assert model.train_on_batch(x.astype(kind), y) == plain.train_on_batch(x.astype(kind), y)
+            assert model(x.astype(kind)).tobytes() == plain(x.astype(kind)).tobytes()
+    assert len(recorded) == 6
+
+
+def test_rows_that_are_not_there_change_nothing(rng, recorded):
+    """fit never names any; the kernels of a recording look, too."""
+    model = made(rescaling, "auto")
+    x, y = rng.integers(0, 256, (20, *IMAGE), np.uint8), rng.integers(0, 3, N).astype("i4")
+    rows = np.arange(N, dtype="i4")
+    for _ in range(3):
+        assert np.isfinite(model.train_step(x, y, None, rows)[0])
+    assert recorded == [True]
+    before = model.get_weights()
+    for wrong in (-1, 20, 2**31 - 1):
+        rows[2] = wrong
+        assert np.isnan(model.train_step(x, y, None, rows)[0])
+    assert all(map(np.array_equal, before, model.get_weights()))
+    with pytest.raises(ValueError, match=r"row 2147483647 at position 2 is not in \[0, 20\)"):
+        made(rescaling, False).train_step(x, y, None, rows)
+
+
+@pytest.mark.parametrize("kind", ["u1", "f4"])
+def test_data_is_not_kept(rng, recorded, kind):
+    model = made(rescaling, "auto")
+    x, y = rng.integers(0, 256, (4 * N, *IMAGE)).astype(kind), rng.integers(0, 3, 4 * N)
+    gone = weakref.ref(x)
+    model.fit(x, y, N, epochs=2, verbose=0)
+    model.predict(x, N, verbose=0)
+    assert recorded == [True, False]
+    del x
+    assert gone() is None
+    x = rng.integers(0, 256, (4 * N, *IMAGE)).astype(kind)  # of the same shape: the recordings serve it, too
+    plain = made(rescaling, False)
+    plain.set_weights(model.get_weights())
+    assert model.predict(x, N, verbose=0).tobytes() == plain.predict(x, N, verbose=0).tobytes()
+    model.fit(x, y, N, verbose=0)
+    assert recorded == [True, False]
 
 
 def test_a_few_sizes_are_kept(batches, recorded):

@@ -214,13 +214,14 @@ class Tape:
     must be `known`, or memory that ops allocated since: other arrays raise NotRecordable. What NumPy writes into memory that is
     known goes unnoticed: of that the caller must be sure. Memory begins at multiples of 64 bytes, where vectors load fastest.
     A launch is given an array in the place of each of the `inputs`, which only kernels may have read: of its shape and type,
-    and in C order.
+    and in C order. Those that were recorded are not kept.
     """
 
     MOST = 2**26  # bytes allocated; where there are more, kernels take so long that nothing is gained
 
     def __init__(self, work: Callable[[], None], known: Iterable[Any], inputs: Sequence[Any] = ()) -> None:
-        self._memory = {id(root): root for root in map(_root, [*known, *inputs])}
+        self._memory = {id(root): root for root in map(_root, known)}
+        self._inputs = {id(_root(array)) for array in inputs}
         self._bytes = 0
         real = _host(_host_name)
         self._tape = real.native.Tape()
@@ -236,7 +237,7 @@ class Tape:
         self.launch: Callable[..., None] = self._tape.launch
 
     def memory(self) -> Iterable[Any]:
-        """All arrays that are known now."""
+        """All arrays that are known now, without the inputs."""
         return self._memory.values()
 
     def _know(self, array: Any) -> None:
@@ -248,7 +249,8 @@ class Tape:
     def _call(self, kernel: Callable[..., Any], *arguments: Any) -> None:
         for argument in arguments:
             for array in argument if isinstance(argument, (list, tuple)) else [argument]:
-                if isinstance(array, np.ndarray) and id(_root(array)) not in self._memory:
+                root = id(_root(array)) if isinstance(array, np.ndarray) else None
+                if root and root not in self._memory and root not in self._inputs:
                     raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
         self._tape.record(kernel, *arguments)
 

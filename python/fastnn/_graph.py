@@ -25,8 +25,8 @@ from .metrics import Metric
 from .optimizers import Optimizer
 
 if TYPE_CHECKING:
+    from ._data import Data
     from .models import Sequential
-    from .training import Data
 
 _KINDS: tuple[type, ...] = (Layer, Loss, Metric, Optimizer)
 

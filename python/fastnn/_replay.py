@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from . import _backend, _config, _graph, layers
+from . import _backend, _config, _graph, layers, ops
 from ._arguments import in_order
 from ._config import Configurable
-from ._typing import Array
+from ._data import floats, readable
+from ._typing import Array, Shape
 from .layers.base import Drawn, Layer
 from .layers.fusion import Block, ConvPool, run
 from .losses import CategoricalCrossentropy, Loss, MeanSquaredError, SparseCategoricalCrossentropy
@@ -45,17 +46,25 @@ _OPS_ALONE: frozenset[type] = frozenset(
 _IN_INFERENCE = _OPS_ALONE | {layers.RandomFlip, layers.RandomTranslation}
 
 
+# Batches of one size, on one stream, of samples of one kind: their dtype and, where they are rows of others, those others'
+# shape; None where they become floats before the recording.
+_Key = tuple[int, int, tuple[str, Shape | None] | None]
+
+
 class Replay:
-    """A model's forward for batches of one size.
+    """A model's forward for batches of one size, beginning with the samples' conversion to floats.
 
     The blocks up to the last that is not ops alone, such as a layer of the user's, run as ever. Results lie in memory that the
     next call writes.
     """
 
     _training, _kinds = False, _IN_INFERENCE
-    key: tuple[int, int]  # where Replays keeps it
+    key: _Key  # where Replays keeps it
 
-    def __init__(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> None:
+    def __init__(
+        self, model: Sequential, x: Array, rows: Array | None = None, drawn: Sequence[Drawn] = ()
+    ) -> None:
+        self._dtype = model.dtype
         self._blocks = model.blocks
         others = [i for i, block in enumerate(self._blocks) if type(block) not in self._kinds]
         first = others[-1] + 1 if others else 0
@@ -69,24 +78,35 @@ class Replay:
         ]
         self._weights = [array for arrays in self._dicts for array in arrays.values()]
         self._host = _backend.host()
-        x, _ = run(self._before, x, self._training, drawn)
-        self._x = x.copy()
         self._drawn = drawn[first:]
-        self._record(model)
+        # Whether samples come to the recording as floats; or else they become floats in it.
+        self._as_floats = bool(self._before) or not readable(x, rows)
+        if self._as_floats:
+            x, rows = run(self._before, floats(x, self._dtype, rows), self._training, drawn)[0], None
+        self._record(model, [x.copy()] if rows is None else [x, rows])
         self._looked_at = _config.last_change
         self._changes = self._current_changes()
         named = [(values, name, value) for values in self._dicts for name, value in values.items()]
         self._named = [list(column) for column in zip(*named, strict=True)] or [[], [], []]
 
-    def _record(self, model: Sequential) -> None:
-        self._forward = _backend.Tape(self._record_forward, self._weights, [self._x])
+    def _record(self, model: Sequential, inputs: Sequence[Array]) -> None:
+        self._forward = _backend.Tape(lambda: self._record_forward(inputs), self._weights, inputs)
 
-    def _record_forward(self) -> None:
+    def _record_forward(self, inputs: Sequence[Array]) -> None:
         # What the recorded blocks need of chance, in memory that each call fills anew.
         self._drawn = [
             [_filled(array.shape, array.dtype, array) for array in of_block] for of_block in self._drawn
         ]
-        self._y, self._saved = run(self._recorded, self._x, self._training, self._drawn)
+        x, rows = inputs[0], inputs[1] if len(inputs) > 1 else None
+        first, rest, saved = self._recorded[0], self._recorded, []
+        if type(first) is layers.Rescaling and not self._as_floats:  # in one pass with the conversion
+            x = ops.rescale(x, first.scale, first.offset, rows=rows, dtype=self._dtype)
+            rest, saved = rest[1:], [None]
+        elif not self._as_floats:
+            x = floats(x, self._dtype, rows)
+        self._x = x
+        self._y, kept = run(rest, x, self._training, self._drawn[len(saved) :])
+        self._saved = saved + kept
 
     def _current_changes(self) -> list[int]:
         return list(map(attrgetter("_changes"), self._parts))
@@ -110,19 +130,25 @@ class Replay:
             and all(map(is_, map(dict.get, dicts, names), values))
         )
 
-    def _launch_forward(self, x: Array, drawn: Sequence[Drawn], *others: Array) -> tuple[Array, list[Any]]:
-        """-> (what the recorded blocks were given, what those before have saved)."""
-        x, saved = run(self._before, x, self._training, drawn)
-        x = in_order(np.asarray(x, self._x.dtype))
+    def _launch_forward(
+        self, x: Array, rows: Array | None, drawn: Sequence[Drawn], *others: Array
+    ) -> tuple[list[Array], list[Any]]:
+        """-> (what the recording was given of the samples, what the blocks before it have saved)."""
+        saved: list[Any] = []
+        if self._as_floats:
+            x, saved = run(self._before, floats(x, self._dtype, rows), self._training, drawn)
+            given = [in_order(np.asarray(x, self._x.dtype))]
+        else:
+            given = [x] if rows is None else [x, rows]
         if drawn:
             for inside, array in zip(chain(*self._drawn), chain(*drawn[len(self._before) :]), strict=True):
                 inside[...] = array
-        self._forward.launch(x, *others)
-        return x, saved
+        self._forward.launch(*given, *others)
+        return given, saved
 
     def forward(self, x: Array) -> Array:
         """y."""
-        self._launch_forward(x, ())
+        self._launch_forward(x, None, ())
         return self._y
 
 
@@ -131,8 +157,9 @@ class GraphReplay(Replay):
 
     MOST = 2**28  # bytes kept; where there are more, kernels take so long that nothing is gained
 
-    def _record(self, model: Sequential) -> None:
-        graph = _graph.record(self._record_forward, model.jit_compile)
+    def _record(self, model: Sequential, inputs: Sequence[Array]) -> None:
+        (self._input,) = inputs
+        graph = _graph.record(lambda: self._record_forward(inputs), model.jit_compile)
         if graph is None:
             raise _backend.NotRecordable("not as a CUDA graph")
         self._graph, self._saved = graph, []  # it has what forward saved
@@ -140,7 +167,9 @@ class GraphReplay(Replay):
             raise _backend.NotRecordable(f"more than {self.MOST} bytes would be kept")
 
     def forward(self, x: Array) -> Array:
-        self._x[...] = run(self._before, x, self._training)[0]
+        if self._as_floats:
+            x, _ = run(self._before, floats(x, self._dtype), self._training)
+        self._input[...] = x
         self._graph.launch()
         return self._y
 
@@ -148,7 +177,7 @@ class GraphReplay(Replay):
 class _Saved(NamedTuple):
     """Of a step's forward, for its backward."""
 
-    x: Array  # what the recorded blocks were given
+    given: list[Array]  # in the place of the recorded samples, where backward reads them
     before: list[Any]  # of the blocks before them
     targets: list[Array]  # of the recorded loss; none where it ran as ever
     of_loss: Any  # where it did
@@ -163,7 +192,7 @@ class Step(Replay):
 
     _training, _kinds = True, _OPS_ALONE
 
-    def _record(self, model: Sequential) -> None:
+    def _record(self, model: Sequential, inputs: Sequence[Array]) -> None:
         if self._trains_before():
             raise _backend.NotRecordable("a block that is not recorded is trained")
         self._compiled, self._loss, self._optimizer = model._compiled, model.loss, model.optimizer
@@ -177,10 +206,14 @@ class Step(Replay):
         if _kernels_alone(self._loss):
             self._parts.append(self._loss)
             if isinstance(self._loss, SparseCategoricalCrossentropy):
-                self._targets.append(np.zeros(len(self._x), np.int32))
+                self._targets.append(np.zeros(len(inputs[-1]), np.int32))
             else:
-                self._targets.append(np.zeros((len(self._x), *model._sample_output_shape()), self._x.dtype))
-        self._forward = _backend.Tape(self._record_forward, self._weights, [self._x, *self._targets])
+                shape = len(inputs[-1]), *model._sample_output_shape()
+                self._targets.append(np.zeros(shape, self._dtype))
+        self._forward = _backend.Tape(
+            lambda: self._record_forward(inputs), self._weights, [*inputs, *self._targets]
+        )
+        self._given = [self._x] if self._x is inputs[0] else []  # what backward reads of the inputs
         known = [*self._forward.memory()]
         if self._targets:
             self._loss_backward = _backend.Tape(self._record_loss_backward, known, self._targets)
@@ -191,10 +224,10 @@ class Step(Replay):
             self._parts.append(self._optimizer)
             self._dicts.append(self._optimizer.slots)
             known += chain(*self._optimizer.slots.values())
-        self._backward = _backend.Tape(lambda: self._record_backward(model), known, [self._x])
+        self._backward = _backend.Tape(lambda: self._record_backward(model), known, self._given)
 
-    def _record_forward(self) -> None:
-        super()._record_forward()
+    def _record_forward(self, inputs: Sequence[Array]) -> None:
+        super()._record_forward(inputs)
         if self._targets:
             self._losses, self._of_loss = self._loss.forward(self._y, *self._targets)
 
@@ -220,15 +253,22 @@ class Step(Replay):
         return model._compiled is self._compiled and super().fits(model)
 
     def forward_loss(
-        self, x: Array, y: Array, sample_weight: Array | None, drawn: Sequence[Drawn]
+        self,
+        x: Array,
+        rows: Array | None,
+        y: Array,
+        sample_weight: Array | None,
+        drawn: Sequence[Drawn],
     ) -> tuple[Array, Array, _Saved]:
         """-> (y_pred, the samples' losses, what learn needs)."""
         targets = [in_order(np.asarray(y, like.dtype)) for like in self._targets]
-        x, before = self._launch_forward(x, drawn, *targets)
+        given, before = self._launch_forward(x, rows, drawn, *targets)
+        if not self._given:
+            given = []
         if targets and sample_weight is None:
-            return self._y, self._losses, _Saved(x, before, targets, None)
+            return self._y, self._losses, _Saved(given, before, targets, None)
         losses, of_loss = self._loss.forward(self._y, y, sample_weight)
-        return self._y, losses, _Saved(x, before, [], of_loss)
+        return self._y, losses, _Saved(given, before, [], of_loss)
 
     def learn(self, saved: _Saved) -> None:
         """Update the layers' state, backward, and the optimizer's step."""
@@ -242,7 +282,7 @@ class Step(Replay):
         if self._updates:
             # One by one, because NumPy takes longer to make an array of them first.
             self._rates[0], self._rates[1] = self._optimizer.advance()
-        self._backward.launch(saved.x)
+        self._backward.launch(*saved.given)
         if not self._updates:
             self._optimizer.apply(self._trained, self._gradients)
 
@@ -267,17 +307,20 @@ class Replays(Generic[R]):
     def __init__(self, kinds: Mapping[str, type[R]]) -> None:
         """kinds: by device."""
         self._kinds = kinds
-        self._free: dict[tuple[int, int], list[R]] = {}  # by size and stream; the last used last
+        self._free: dict[_Key, list[R]] = {}  # the last used last
         self._refused: dict[int, list[Block]] = {}
 
-    def take(self, model: Sequential, x: Array, drawn: Sequence[Drawn] = ()) -> R | None:
-        """One for batches like x, of the model's dtype, to be given back; None where there can be none, or not yet: what comes
-        but once is not worth a recording.
+    def take(
+        self, model: Sequential, x: Array, rows: Array | None = None, drawn: Sequence[Drawn] = ()
+    ) -> R | None:
+        """One for batches like x, or like those rows of it, to be given back; None where there can be none, or not yet: what
+        comes but once is not worth a recording.
         """
-        kind, size = self._kinds.get(model.device), len(x)
+        kind, size = self._kinds.get(model.device), len(x if rows is None else rows)
         if kind is None or not model.jit_compile or self._refused.get(size) is model.blocks:
             return None
-        key = size, _backend.stream(model.device)
+        stored = (x.dtype.char, None if rows is None else x.shape) if readable(x, rows) else None
+        key = size, _backend.stream(model.device), stored
         free = self._free.pop(key, None)
         if free is None:
             for oldest in list(self._free)[: 1 - self._SIZES]:
@@ -292,7 +335,7 @@ class Replays(Generic[R]):
         except IndexError:  # none is left
             pass
         try:
-            replay = kind(model, x, drawn)
+            replay = kind(model, x, rows, drawn)
         except _backend.NotRecordable:
             self._refused[size] = model.blocks
             return None

@@ -14,6 +14,7 @@ from . import _backend, _progress, _random, _saving, losses, metrics, optimizers
 from . import layers as layer_classes
 from ._checks import check_count, check_shape
 from ._config import deserialize, serialize
+from ._data import Data, check_inputs, floats
 from ._replay import GraphReplay, Replay, Replays, Step
 from ._typing import Array, Shape
 from .callbacks import Callback, History
@@ -23,7 +24,7 @@ from .layers.fusion import Block, fuse, run
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
-from .training import Data, Evaluation, Run, check_inputs, floats
+from .training import Evaluation, Run
 
 BatchShape = tuple[int | None, ...]  # (None, ...), None being the batch
 
@@ -267,18 +268,15 @@ class Sequential:
         if not training:
             return self._infer(x)
         drawn = self.draw(len(x), _random.next_seed(), _random.TRAINING)
-        return self.forward(self._cast(x), training, self._there(drawn))[0]
+        return self.forward(floats(self.xp.asarray(x), self.dtype), training, self._there(drawn))[0]
 
     def _infer(self, x: Array) -> Array:
-        x = self._cast(x)
+        x = self.xp.asarray(x)
         replay = self._replays.take(self, x)
         try:
-            return replay.forward(x).copy() if replay else self.forward(x)[0]
+            return replay.forward(x).copy() if replay else self.forward(floats(x, self.dtype))[0]
         finally:
             self._replays.give_back(replay)
-
-    def _cast(self, x: Array) -> Array:
-        return floats(self.xp.asarray(x), self.dtype)
 
     # ------------------------------------------------------------------ training
 
@@ -406,20 +404,22 @@ class Sequential:
             raise ValueError("no fit is in progress")
         return self._run
 
-    def train_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
+    def train_step(
+        self, x: Array, y: Array, sample_weight: Array | None = None, rows: Array | None = None
+    ) -> list[float]:
         """One step on a checked batch; gives the sums over its samples of the loss and of each metric.
 
-        Where the loss is NaN or infinite, everything but the optimizer's step count stays as it was.
+        rows: int32, which of x the samples are, those of y and sample_weight in their order; None: all of them. Where the loss is
+        NaN or infinite, everything but the optimizer's step count stays as it was.
         """
         optimizer, loss, _ = self._parts()
-        drawn = self._there(self.draw(len(x), self.seed, _random.TRAINING, optimizer.iterations))
-        x = self._cast(x)
-        step = self._steps.take(self, x, drawn)
+        drawn = self._there(self.draw(len(y), self.seed, _random.TRAINING, optimizer.iterations))
+        step = self._steps.take(self, x, rows, drawn)
         try:
             if step:
-                y_pred, values, of_step = step.forward_loss(x, y, sample_weight, drawn)
+                y_pred, values, of_step = step.forward_loss(x, rows, y, sample_weight, drawn)
             else:
-                y_pred, saved = self.forward(x, True, drawn)
+                y_pred, saved = self.forward(floats(self.xp.asarray(x), self.dtype, rows), True, drawn)
                 values, of_loss = loss.forward(y_pred, y, sample_weight)
             sums = self._sums(values, y, y_pred)
             if not math.isfinite(sums[0]):
