@@ -183,6 +183,10 @@ class NumPy(Peer):
         a, b = (a.T if case["t"][0] == "t" else a), (b.T if case["t"][1] == "t" else b)
         return lambda: a @ b, lambda y: [y]
 
+    def rescale(self, case, which, i):
+        x, rows, scale = i["x"], i["rows"], np.float32(case.family.scale)
+        return lambda: x.take(rows, axis=0) * scale, lambda y: [y]
+
 
 def _nchw(x: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
@@ -365,6 +369,10 @@ class Torch(Peer):
         return self._no_grad(call), lambda y: [self.back(y)]
 
     relu = sigmoid = tanh = softmax = _activation
+
+    def rescale(self, case, which, i):
+        x, rows, scale = self.flat(i["x"]), self.flat(i["rows"]), case.family.scale
+        return self._no_grad(lambda: x.index_select(0, rows) * scale), lambda y: [y.cpu().numpy()]
 
     def softmax_cross_entropy(self, case, which, i):
         x, labels, aten = self.flat(i["x"]), self.flat(i["labels"].astype(np.int64)), self.torch.ops.aten

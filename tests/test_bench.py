@@ -138,6 +138,7 @@ SMALL = [
     "sigmoid/n3c5",
     "tanh/n3c5",
     "softmax/n3c5",
+    "rescale/n2h3w4c3",
     "softmax_cross_entropy/n3c5",
     "batch_norm/n2h3w3c4",
     "adam_step/tutorial",

@@ -29,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         kernels.Sigmoid,
         kernels.Tanh,
         kernels.Softmax,
+        kernels.Rescale,
         kernels.SoftmaxCrossEntropy,
         kernels.BatchNorm,
         networks.AdamStep,
@@ -123,6 +124,7 @@ SUITES: dict[str, list[str]] = {
         "softmax/n1024c1024",
         "softmax/n32c10",
     ],
+    "batch": ["rescale/n32h32w32c3", "rescale/n128h32w32c3"],
     "norm": ["batch_norm/n32h32w32c64"],
     "optimizer": ["adam_step/tutorial"],
     "precision": [  # on a GPU's tensor cores

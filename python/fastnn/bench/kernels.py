@@ -271,6 +271,29 @@ class Softmax(_Activation):
     name = "softmax"
 
 
+class Rescale(Family):
+    """A batch of n images, h by w, c channels: rows of 16 n stored as uint8, as floats times 1 / 255."""
+
+    name = "rescale"
+    template = "n{n}h{h}w{w}c{c}"
+    passes = ("forward",)
+    scale: ClassVar[float] = 1 / 255
+
+    def inputs(self, case: Case, rng: np.random.Generator) -> Inputs:
+        n, h, w, c = (case[name] for name in "nhwc")
+        rows = rng.permutation(16 * n)[:n].astype(np.int32)
+        return {"x": rng.integers(0, 256, (16 * n, h, w, c), np.uint8), "rows": rows}
+
+    def work(self, case: Case, which: str) -> Work:
+        shape = tuple(case[name] for name in "nhwc")
+        return Work(0.0, 1.25 * floats(shape))
+
+    def expected(self, case: Case, which: str, inputs: Inputs) -> list[Expected]:
+        from .. import reference
+
+        return [relative(reference.rescale(inputs["x"], self.scale, rows=inputs["rows"]), 2 * EPS)]
+
+
 class SoftmaxCrossEntropy(Family):
     """Loss of n rows of c logits for a label each; forward gives the rows' losses, backward the gradient of the logits."""
 

@@ -130,6 +130,10 @@ class Fastnn:
 
     relu = sigmoid = tanh = softmax = _activation
 
+    def rescale(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
+        x, rows, scale = i["x"], i["rows"], kernels.Rescale.scale
+        return lambda: ops.rescale(x, scale, rows=rows)
+
     def softmax_cross_entropy(self, case: Case, which: str, i: Inputs) -> Callable[[], Any]:
         x, labels = i["x"], i["labels"]
         if which == "forward":
