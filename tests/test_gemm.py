@@ -137,10 +137,42 @@ def test_blocks_and_packing_change_no_bits(on_host, rng, m, k, transpose_a):
     with on_host("cpu"):
         whole = ops.gemm(a.T if transpose_a else a, b, transpose_a=transpose_a)
         part = ops.gemm(a[:7].T if transpose_a else a[:7], b[:, :9], transpose_a=transpose_a)
-        first = ops.gemm(a[:, :2000], b[:2000])
-        alone = ops.gemm(a[:, :2000], b[:2000, :1])
     assert_same_bits(whole[:7, :9].copy(), part)
-    assert_same_bits(first[:, :1].copy(), alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("k", [15, 16, 129, 3000])
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_few_columns(backend, rng, each_schedule, n, k, dtype):
+    """They are dot products, summed in another order: the same bits for any rows beside a row, and any number of threads."""
+    a, b = operands(integers, rng, 67, n, k, dtype)
+    c, bias = integers(rng, (67, n), dtype), integers(rng, (n,), dtype)
+    options = {"alpha": 0.5, "beta": -2.0, "bias": bias, "relu": True}
+    for transpose_b in (False, True):
+        there = b.T.copy() if transpose_b else b
+        assert_identical(ops.gemm(a, there, transpose_b=transpose_b), reference.gemm(a, b))
+        y = ops.gemm(a, there, c, transpose_b=transpose_b, **options)
+        assert_identical(y, reference.gemm(a, b, c, **options))
+    a, b = floats(rng, (67, k), dtype), floats(rng, (k, n), dtype)
+    whole = ops.gemm(a, b)
+    assert_within(
+        whole, reference.gemm(a, b), rounding(k, dtype, np.abs(a).astype(float) @ np.abs(b).astype(float))
+    )
+    for rows in (slice(0, 1), slice(3, 40), slice(60, 67)):
+        assert_same_bits(ops.gemm(a[rows], b), whole[rows].copy())
+    for y in each_schedule(partial(ops.gemm, a, b)):
+        assert_same_bits(y, whole)
+
+
+def test_few_columns_of_what_is_no_number(on_host):
+    a = np.ones((5, 100), np.float32)
+    a[0, 99], a[1, 3], a[2, 0] = np.nan, np.inf, -np.inf
+    b = np.ones((100, 1), np.float32)
+    with on_host("cpu"):
+        assert_identical(
+            ops.gemm(a, b, relu=True).ravel(), np.array([np.nan, np.inf, 0, 100, 100], np.float32)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

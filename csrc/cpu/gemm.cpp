@@ -2,12 +2,13 @@
 //
 // A unit of work is a chunk of y's rows by a group of b's panels. The sum goes in blocks of terms: a block of the chunk's
 // rows is packed as the tiles read it and stays in L2 while the panels pass by, each read from afar by its first tile alone,
-// and not even by that where the tiles before have fetched it. Work: 2 M N K flops, bound by arithmetic for M and N over
-// some 50, by reading b below.
+// and not even by that where the tiles before have fetched it. Few columns are dot products instead (narrow.h). Work: 2 M N
+// K flops, bound by arithmetic for M and N over some 50, by reading b below.
 #include <memory>
 #include <stdexcept>
 
 #include "../ops.h"
+#include "narrow.h"
 #include "panels.h"
 
 namespace fastnn::FASTNN_TARGET {
@@ -173,16 +174,18 @@ void check_precision(Precision precision) {
 
 template <class T>
 int64_t gemm_workspace(const GemmShape& s) {
-  return panels_of_b<T>(s).workspace();
+  return Narrow<T>::fits(s) ? Narrow<T>::workspace(s) : panels_of_b<T>(s).workspace();
 }
 
 template <class T>
 void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias, T alpha, T beta, bool relu, T* y,
           T* workspace, Stream) {
+  if (beta == T(0)) c = nullptr;
+  if (Narrow<T>::fits(s)) return Narrow<T>::multiply(s, a, b, c, bias, alpha, beta, relu, y, workspace);
   const Panels<T> panels = panels_of_b<T>(s);
   const Cut<T> cut(s, panels, b, get_num_threads());
   if (!cut.alone) pack_panels(panels, b, s.transpose_b, workspace);
-  const Product<T> g{s, a, b, beta == T(0) ? nullptr : c, bias, alpha, beta, relu, y, workspace, panels};
+  const Product<T> g{s, a, b, c, bias, alpha, beta, relu, y, workspace, panels};
   parallel_for(
       cut.items(), [&] { return Worker<T>(g, cut); },
       [&](Worker<T>& worker, int64_t item) {

@@ -137,6 +137,17 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
+// v, loaded once: GCC would load it anew for each use.
+template <class T>
+inline V<T> in_register(V<T> v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#else
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // The same with a number from memory. Where the machine has it, the instruction itself loads and broadcasts it, without a
 // register in between; the compiler would load once for two uses.
 template <class T>

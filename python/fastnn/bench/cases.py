@@ -108,6 +108,7 @@ SUITES: dict[str, list[str]] = {
         "gemm/m512n64k576",
         "gemm/m8n4096k1024",
         "gemm/m4096n8k1024",
+        "gemm/m32n1k12544",
         "gemm/m256n256k16384-tn",
     ],
     "pool": [
