@@ -35,12 +35,12 @@ class Sizes {
   Sizes(const int64_t* begin, size_t rank) : begin_(begin), rank_(rank) {}
 
   size_t size() const { return rank_; }
-  const int64_t* begin() const { return begin_; }
+  Dims dims() const { return Dims(begin_, begin_ + rank_); }
   int64_t operator[](size_t i) const { return begin_[i]; }
   bool operator==(const Sizes& other) const {
     return rank_ == other.rank_ && std::equal(begin_, begin_ + rank_, other.begin_);
   }
-  friend std::string text(const Sizes& s) { return text(Dims(s.begin_, s.begin_ + s.rank_)); }
+  friend std::string text(const Sizes& s) { return text(s.dims()); }
 
  private:
   const int64_t* begin_;
@@ -89,7 +89,7 @@ class ArrayView {
 
   // Keeps the memory no longer, only what it was like.
   void let_go() {
-    sizes_ = Dims(shape_.begin(), shape_.begin() + shape_.size()), shape_ = sizes_;
+    sizes_ = shape_.dims(), shape_ = sizes_;
     buffer_.release(), owner_ = py::object();
   }
   // From now on the memory of another array of this one's size and type, which must outlive its use.

@@ -271,8 +271,7 @@ void bind_rescale(py::module_& m) {
     Call call("rescale");
     const auto* vx = call.in_number("x", x);
     const auto* vy = call.out("y", y);
-    Dims shape(vx->rank());
-    for (int i = 0; i < vx->rank(); ++i) shape[size_t(i)] = vx->dim(i);
+    Dims shape = vx->shape().dims();
     const ArrayView* v_rows = nullptr;
     int64_t samples = 1, size = vx->size();
     if (!rows.is_none()) {
@@ -286,6 +285,7 @@ void bind_rescale(py::module_& m) {
     }
     if (!(vy->shape() == Sizes(shape))) call.fail("y must have shape " + text(shape) + ", got " + text(vy->shape()));
     const Element type = vx->dtype() == 'B' ? Element::kUint8 : vx->dtype() == 'f' ? Element::kFloat32 : Element::kFloat64;
+    if (offset == 0) offset = -0.0;  // which changes no number
     call.run([=]<class T>(const Ops<T>& ops) {
       ops.rescale(samples, size, v_rows ? vx->dim(0) : samples, type, vx->data(), get<int32_t>(v_rows), T(scale), T(offset),
                   get<T>(vy), to_stream(stream));

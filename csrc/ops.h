@@ -102,8 +102,8 @@ struct Ops {
   void (*softmax_backward)(int64_t rows, int64_t cols, const T* dy, const T* y, T* dx, Stream);
 
   // ---- Samples as floats: y[i] = T(x[rows[i]]) * scale + offset for `samples` of `size` elements; rows may be null: y[i]
-  // is of x[i] then. scale 1 and offset 0 keep every number as it is, the sign of zeros, too. A row that x, of `stored`
-  // samples, does not have gives NaN: where a call is repeated, nobody has looked at them.
+  // is of x[i] then. scale 1 and offset -0 keep every number as it is, where offset 0 would make 0 of -0. A row that x, of
+  // `stored` samples, does not have gives NaN: where a call is repeated, nobody has looked at them.
   void (*rescale)(int64_t samples, int64_t size, int64_t stored, Element type, const void* x, const int32_t* rows, T scale,
                   T offset, T* y, Stream);
 

@@ -24,7 +24,6 @@ void convert(int64_t size, const S* __restrict x, T scale, T offset, T* __restri
 template <class T>
 void rescale(int64_t samples, int64_t size, int64_t stored, Element type, const void* of_any_type, const int32_t* rows,
              T scale, T offset, T* y, Stream) {
-  if (offset == T(0)) offset = T(-0.0);  // which changes no number, where 0 would make 0 of -0
   visit(type, of_any_type, [=](const auto* x) {
     parallel_chunks(samples * size, kGrain, [=](int64_t begin, int64_t end) {
       if (!rows) return convert(end - begin, x + begin, scale, offset, y + begin);

@@ -112,6 +112,17 @@ inline V<T> broadcast_bits(T x, Element<T> keep) {
   return V<T>(Integers<T>{} + (bits & keep));
 }
 
+// v, loaded once: GCC would load it anew for each use.
+template <class T>
+inline V<T> in_register(V<T> v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#else
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // a * b + c, with one rounding where the machine can. Never left to the compiler: -ffp-contract is off.
 inline V<float> multiply_add(V<float> a, V<float> b, V<float> c) {
 #if defined(__AVX512F__)
@@ -135,17 +146,6 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #else
   return a * b + c;
 #endif
-}
-
-// v, loaded once: GCC would load it anew for each use.
-template <class T>
-inline V<T> in_register(V<T> v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#else
-  asm("" : "+w"(v));
-#endif
-  return v;
 }
 
 // The same with a number from memory. Where the machine has it, the instruction itself loads and broadcasts it, without a

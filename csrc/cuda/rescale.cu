@@ -53,7 +53,6 @@ template <class T>
 void rescale(int64_t samples, int64_t size, int64_t stored, Element type, const void* of_any_type, const int32_t* rows,
              T scale, T offset, T* y, Stream stream) {
   if (samples * size == 0) return;
-  if (offset == T(0)) offset = T(-0.0);  // which changes no number, where 0 would make 0 of -0
   visit(type, of_any_type, [&](const auto* x) {
     using S = std::remove_const_t<std::remove_pointer_t<decltype(x)>>;
     const auto run = [&]<int N>(std::integral_constant<int, N>) {

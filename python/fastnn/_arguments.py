@@ -25,34 +25,26 @@ def is_in_order(array: Array) -> bool:
 
 
 def in_order(array: Array) -> Array:
+    """The array, or a copy that is."""
     return array if is_in_order(array) else array.copy("C")
 
 
-def array(op: str, name: str, array: Array) -> Array:
-    """A float32 or float64 array in C order, aligned."""
+def array(op: str, name: str, array: Array, dtypes: Sequence[np.dtype[Any]] = FLOATS) -> Array:
+    """An array of one of these dtypes, in C order, aligned."""
     array = _backend.adopt(array)
     try:
         dtype = array.dtype
     except AttributeError:
         raise TypeError(f"{op}: {name} must be an array, got {type(array).__name__}") from None
-    if dtype not in FLOATS or not dtype.isnative:
-        raise TypeError(f"{op}: {name} must be float32 or float64 in native byte order, got {dtype!r}")
+    if dtype not in dtypes or not dtype.isnative:
+        allowed = ", ".join(map(str, dtypes[:-1])) + f" or {dtypes[-1]}"
+        raise TypeError(f"{op}: {name} must be {allowed} in native byte order, got {dtype!r}")
     return in_order(array)
 
 
 def is_number(array: Array) -> bool:
     """Whether of a type that rescale reads."""
     return array.dtype in NUMBERS and array.dtype.isnative
-
-
-def number(op: str, name: str, array: Array) -> Array:
-    """A uint8, float32 or float64 array in C order, aligned."""
-    array = _backend.adopt(array)
-    if not hasattr(array, "dtype") or not is_number(array):
-        raise TypeError(
-            f"{op}: {name} must be uint8, float32 or float64 in native byte order, got {describe(array)}"
-        )
-    return in_order(array)
 
 
 def integer(op: str, name: str, value: object) -> int:

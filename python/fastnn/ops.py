@@ -541,7 +541,7 @@ def rescale(
     """
     op = "rescale"
     backend = _backend.of(x, op, "x")
-    x = arg.number(op, "x", x)
+    x = arg.array(op, "x", x, arg.NUMBERS)
     to = (x.dtype if x.dtype in arg.FLOATS else np.dtype(np.float32)) if dtype is None else np.dtype(dtype)
     if to not in arg.FLOATS:
         raise TypeError(f"{op}: dtype must be 'float32' or 'float64', got {dtype!r}")
