@@ -25,6 +25,10 @@ enum class Access { kRead, kWrite };
 enum class Memory { kHost, kDevice, kAny };
 extern const Memory kMemory;  // defined by each module
 
+inline const char* type_name(char dtype) {
+  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : dtype == 'i' ? "int32" : "uint8";
+}
+
 // Lengths of axes that lie elsewhere: of an array, or of what it is compared with for the length of a call.
 class Sizes {
  public:
@@ -36,6 +40,7 @@ class Sizes {
 
   size_t size() const { return rank_; }
   Dims dims() const { return Dims(begin_, begin_ + rank_); }
+  Sizes without_first() const { return {begin_ + 1, rank_ - 1}; }
   int64_t operator[](size_t i) const { return begin_[i]; }
   bool operator==(const Sizes& other) const {
     return rank_ == other.rank_ && std::equal(begin_, begin_ + rank_, other.begin_);
@@ -92,8 +97,8 @@ class ArrayView {
     sizes_ = shape_.dims(), shape_ = sizes_;
     buffer_.release(), owner_ = py::object();
   }
-  // From now on the memory of another array of this one's size and type, which must outlive its use.
-  void move_to(const ArrayView& other) { data_ = other.data_; }
+  // From now on other memory, of an array of this one's size and type, which must outlive its use.
+  void move_to(char* data) { data_ = data; }
 
  private:
   struct Buffer {

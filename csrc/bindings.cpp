@@ -510,6 +510,7 @@ void bind_ops(py::module_& m) {
       .def("record", &Tape::record)
       .def("add_input", &Tape::add_input)
       .def("launch", &Tape::launch);
+  m.def("launch_steps", launch_steps);
   bind_gemm(m);
   bind_conv2d(m);
   bind_pool2d(m);

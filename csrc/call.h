@@ -1,87 +1,15 @@
-// The call of a kernel: its arrays, what is checked of them, and where it is kept to be made again.
+// The call of a kernel: its arrays, and what is checked of them.
 #pragma once
 
 #include <deque>
-#include <functional>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "array.h"
 #include "bindings.h"
+#include "tape.h"
 
 namespace fastnn {
-
-inline const char* type_name(char dtype) {
-  return dtype == 'f' ? "float32" : dtype == 'd' ? "float64" : dtype == 'i' ? "int32" : "uint8";
-}
-
-// Kernels in the order in which they were called, each with its arrays: played back, they run without Python between them.
-class Tape {
- public:
-  // Calls a function of this module; its kernel runs, and joins the tape.
-  void record(const py::object& function, const py::args& arguments) {
-    struct Recording {
-      Tape* const before;
-      explicit Recording(Tape* tape) : before(recording_) { recording_ = tape; }
-      ~Recording() { recording_ = before; }
-    } recording(this);
-    function(*arguments);
-  }
-
-  // Names one more array in whose place a launch reads another; false where a kernel has a part of it, or writes to it.
-  bool add_input(const py::object& array) {
-    Input& input = inputs_.emplace_back(array);
-    for (Entry& entry : entries_)
-      for (ArrayView& view : entry.arrays) {
-        if (view.data() == input.recorded.data() && view.bytes() == input.recorded.bytes() && !view.written())
-          input.readers.push_back(&view);
-        else if (view.overlaps(input.recorded))
-          return false;
-      }
-    // Another one takes its place before anything is read.
-    input.recorded.let_go();
-    for (ArrayView* view : input.readers) view->let_go();
-    return true;
-  }
-
-  // With an array in the place of each input, and like it.
-  void launch(const py::args& arrays) {
-    if (arrays.size() != inputs_.size())
-      throw py::type_error("launch takes " + std::to_string(inputs_.size()) + " inputs, got " +
-                           std::to_string(arrays.size()));
-    for (size_t i = 0; i < inputs_.size(); ++i) {
-      const ArrayView &recorded = inputs_[i].recorded, given("launch", "an input", arrays[i], Access::kRead);
-      if (given.dtype() != recorded.dtype() || !(given.shape() == recorded.shape()))
-        throw py::value_error("launch: input " + std::to_string(i) + " was recorded as " + type_name(recorded.dtype()) +
-                              " " + text(recorded.shape()) + ", got " + type_name(given.dtype()) + " " +
-                              text(given.shape()));
-      for (ArrayView* view : inputs_[i].readers) view->move_to(given);
-    }
-    const py::gil_scoped_release release;
-    for (const Entry& entry : entries_) entry.kernel();
-  }
-
-  static Tape* recording() { return recording_; }
-
-  void add(std::function<void()> kernel, std::deque<ArrayView>&& arrays) {
-    entries_.push_back({std::move(kernel), std::move(arrays)});
-  }
-
- private:
-  struct Entry {
-    std::function<void()> kernel;
-    std::deque<ArrayView> arrays;  // what the kernel points to, and memory that must not go away
-  };
-  struct Input {
-    explicit Input(const py::object& array) : recorded("launch", "an input", array, Access::kRead) {}
-    ArrayView recorded;
-    std::vector<ArrayView*> readers;
-  };
-  std::deque<Entry> entries_;
-  std::deque<Input> inputs_;
-  static inline thread_local Tape* recording_ = nullptr;
-};
 
 // The arrays of one call. All float arrays share a type, which decides the kernel's.
 class Call {

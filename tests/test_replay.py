@@ -417,7 +417,7 @@ def test_memory_is_bounded_and_aligned(batches, recorded, monkeypatch):
     for x, y in batches[:3]:
         model.train_on_batch(x, y)
     ((step,),) = model._steps._free.values()
-    given = {id(array) for array in (*model.weights, step._x, *step._targets)}
+    given = {id(array) for array in (*model.weights, step._x, *step._targets, step._rates)}
     arrays = [a for a in given_to_kernels if isinstance(a, np.ndarray) and a.size]
     assert len(arrays) > 20
     for array in arrays:

@@ -241,6 +241,7 @@ KILLED = """
 import os, signal, sys
 from fastnn import cli, plots, runs
 runs.BACKUP_IMAGES = 3 * 8
+runs.Stopwatch.batches_at_once = lambda self: 1
 owner, name, count = {"batch": (runs.Stopwatch, "on_train_batch_end"), "epoch": (runs.Stopwatch, "on_epoch_end"),
                       "rename": (os, "replace"), "picture": (plots, "confusion_matrix")}[sys.argv[1]] + (int(sys.argv[2]),)
 original = getattr(owner, name)
@@ -281,6 +282,7 @@ def test_stopped_and_resumed_to_the_same_bits(images, finished, tmp_path, monkey
             signal.raise_signal(number)
 
     monkeypatch.setattr(runs.Stopwatch, "on_train_batch_end", stop)
+    monkeypatch.setattr(runs.Stopwatch, "batches_at_once", lambda self: 1)
     assert cli.main(arguments(images, out)) == 130
     assert len(seen) == batch  # stopped at once, and the batch was whole
     text = capsys.readouterr().err

@@ -224,7 +224,7 @@ class Tape:
         self._inputs = {id(_root(array)) for array in inputs}
         self._bytes = 0
         real = _host(_host_name)
-        self._tape = real.native.Tape()
+        self.native = real.native.Tape()
         _recording.backend = real._replace(
             native=_Native(real.native, self._call), xp=_Memory(real.xp, self._know)
         )
@@ -232,9 +232,9 @@ class Tape:
             work()
         finally:
             _recording.backend = None
-        if not all(map(self._tape.add_input, inputs)):
+        if not all(map(self.native.add_input, inputs)):
             raise NotRecordable("a kernel has a part of an input")
-        self.launch: Callable[..., None] = self._tape.launch
+        self.launch: Callable[..., None] = self.native.launch
 
     def memory(self) -> Iterable[Any]:
         """All arrays that are known now, without the inputs."""
@@ -252,7 +252,7 @@ class Tape:
                 root = id(_root(array)) if isinstance(array, np.ndarray) else None
                 if root and root not in self._memory and root not in self._inputs:
                     raise NotRecordable(f"{kernel.__name__} is given an array that no kernel has made")
-        self._tape.record(kernel, *arguments)
+        self.native.record(kernel, *arguments)
 
 
 def _root(array: Any) -> Any:

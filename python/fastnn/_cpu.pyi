@@ -22,6 +22,13 @@ class Tape:
     def add_input(self, array: Any) -> bool: ...
     def launch(self, *inputs: Any) -> None: ...
 
+# Up to `count` steps: each plays the first tape, keeps the results, a row for each step, then plays the other tapes. A step whose
+# first result has no finite sum is the last, and ends there. All tapes have the same inputs; each is given an array like it, or
+# one with a row like it for each step. Gives the number of steps done.
+def launch_steps(
+    count: int, tapes: list[Tape], inputs: Sequence[Any], results: Sequence[Array], kept: Sequence[Array]
+) -> int: ...
+
 class GemmShape:
     def __init__(
         self, a: Sequence[int], b: Sequence[int], transpose_a: bool, transpose_b: bool, precision: str

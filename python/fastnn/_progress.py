@@ -89,6 +89,9 @@ class ProgressBar(Callback):
             self._bar.due or batch + 1 == self.params["steps"]
         )  # at the end for the time that is taken there
 
+    def batches_at_once(self) -> int:
+        return sys.maxsize
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         size, samples = self.params["batch_size"], self.params["samples"]
         self._images = min((batch + 1) * size, samples) - self._first * size

@@ -5,6 +5,7 @@ At small batches the Python around a kernel takes as long as the kernel, and fre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from . import _backend, _config, _graph, layers, ops
+from . import _backend, _config, _graph, _random, layers, ops
 from ._arguments import in_order
 from ._config import Configurable
 from ._data import floats, readable
@@ -61,9 +62,7 @@ class Replay:
     _training, _kinds = False, _IN_INFERENCE
     key: _Key  # where Replays keeps it
 
-    def __init__(
-        self, model: Sequential, x: Array, rows: Array | None = None, drawn: Sequence[Drawn] = ()
-    ) -> None:
+    def __init__(self, model: Sequential, x: Array, rows: Array | None = None) -> None:
         self._dtype = model.dtype
         self._blocks = model.blocks
         others = [i for i, block in enumerate(self._blocks) if type(block) not in self._kinds]
@@ -78,6 +77,8 @@ class Replay:
         ]
         self._weights = [array for arrays in self._dicts for array in arrays.values()]
         self._host = _backend.host()
+        size = len(x if rows is None else rows)
+        drawn = model.draw(size, model.seed, _random.TRAINING, 0) if self._training else []
         self._drawn = drawn[first:]
         # Whether samples come to the recording as floats; or else they become floats in it.
         self._as_floats = bool(self._before) or not readable(x, rows)
@@ -93,10 +94,6 @@ class Replay:
         self._forward = _backend.Tape(lambda: self._record_forward(inputs), self._weights, inputs)
 
     def _record_forward(self, inputs: Sequence[Array]) -> None:
-        # What the recorded blocks need of chance, in memory that each call fills anew.
-        self._drawn = [
-            [_filled(array.shape, array.dtype, array) for array in of_block] for of_block in self._drawn
-        ]
         x, rows = inputs[0], inputs[1] if len(inputs) > 1 else None
         first, rest, saved = self._recorded[0], self._recorded, []
         if type(first) is layers.Rescaling and not self._as_floats:  # in one pass with the conversion
@@ -130,25 +127,18 @@ class Replay:
             and all(map(is_, map(dict.get, dicts, names), values))
         )
 
-    def _launch_forward(
-        self, x: Array, rows: Array | None, drawn: Sequence[Drawn], *others: Array
+    def _samples(
+        self, x: Array, rows: Array | None = None, drawn: Sequence[Drawn] = ()
     ) -> tuple[list[Array], list[Any]]:
-        """-> (what the recording was given of the samples, what the blocks before it have saved)."""
-        saved: list[Any] = []
-        if self._as_floats:
-            x, saved = run(self._before, floats(x, self._dtype, rows), self._training, drawn)
-            given = [in_order(np.asarray(x, self._x.dtype))]
-        else:
-            given = [x] if rows is None else [x, rows]
-        if drawn:
-            for inside, array in zip(chain(*self._drawn), chain(*drawn[len(self._before) :]), strict=True):
-                inside[...] = array
-        self._forward.launch(*given, *others)
-        return given, saved
+        """-> (what the recording is given of the samples, what the blocks before it have saved)."""
+        if not self._as_floats:
+            return [x] if rows is None else [x, rows], []
+        x, saved = run(self._before, floats(x, self._dtype, rows), self._training, drawn)
+        return [in_order(np.asarray(x, self._x.dtype))], saved
 
     def forward(self, x: Array) -> Array:
         """y."""
-        self._launch_forward(x, None, ())
+        self._forward.launch(*self._samples(x)[0])
         return self._y
 
 
@@ -177,10 +167,9 @@ class GraphReplay(Replay):
 class _Saved(NamedTuple):
     """Of a step's forward, for its backward."""
 
-    given: list[Array]  # in the place of the recorded samples, where backward reads them
-    before: list[Any]  # of the blocks before them
-    targets: list[Array]  # of the recorded loss; none where it ran as ever
-    of_loss: Any  # where it did
+    given: list[Array]  # to the recordings
+    before: list[Any]  # of the blocks before the recorded ones
+    of_loss: Any  # None where the loss is recorded
 
 
 class Step(Replay):
@@ -210,13 +199,15 @@ class Step(Replay):
             else:
                 shape = len(inputs[-1]), *model._sample_output_shape()
                 self._targets.append(np.zeros(shape, self._dtype))
-        self._forward = _backend.Tape(
-            lambda: self._record_forward(inputs), self._weights, [*inputs, *self._targets]
-        )
-        self._given = [self._x] if self._x is inputs[0] else []  # what backward reads of the inputs
+        self._rates = np.full(3, np.nan)  # a step with such a loss changes nothing
+        # All recordings of a step have the same inputs.
+        given = [*inputs, *self._targets, *_readable(self._drawn), self._rates]
+        self._forward = _backend.Tape(lambda: self._record_forward(inputs), self._weights, given)
+        self._tapes = [self._forward]
         known = [*self._forward.memory()]
         if self._targets:
-            self._loss_backward = _backend.Tape(self._record_loss_backward, known, self._targets)
+            self._loss_backward = _backend.Tape(self._record_loss_backward, known, given)
+            self._tapes.append(self._loss_backward)
             known = [*self._loss_backward.memory()]
         self._updates = type(self._optimizer) in (SGD, Adam)
         if self._updates:
@@ -224,7 +215,11 @@ class Step(Replay):
             self._parts.append(self._optimizer)
             self._dicts.append(self._optimizer.slots)
             known += chain(*self._optimizer.slots.values())
-        self._backward = _backend.Tape(lambda: self._record_backward(model), known, self._given)
+        self._backward = _backend.Tape(lambda: self._record_backward(model), known, given)
+        self._tapes.append(self._backward)
+        self._rates[2] = 0
+        # Whether steps can follow each other without Python: none but normalization is left to it, which can wait.
+        self.alone = bool(self._targets) and self._updates and not self._before
 
     def _record_forward(self, inputs: Sequence[Array]) -> None:
         super()._record_forward(inputs)
@@ -239,9 +234,7 @@ class Step(Replay):
             self._dy = _filled(self._y.shape, self._y.dtype, 0)
         _, self._gradients = model.backward(self._dy, [None] * len(self._before) + self._saved, need_dx=False)
         if self._updates:
-            self._rates = _filled(3, float, np.nan)  # a step with such a loss changes nothing
             self._optimizer.update(self._trained, self._gradients, self._rates)
-            self._rates[2] = 0
 
     def _trains_before(self) -> bool:
         return any(block.trainable and block.params for block in self._before)
@@ -253,38 +246,68 @@ class Step(Replay):
         return model._compiled is self._compiled and super().fits(model)
 
     def forward_loss(
-        self,
-        x: Array,
-        rows: Array | None,
-        y: Array,
-        sample_weight: Array | None,
-        drawn: Sequence[Drawn],
+        self, x: Array, rows: Array | None, y: Array, sample_weight: Array | None, drawn: Sequence[Drawn]
     ) -> tuple[Array, Array, _Saved]:
-        """-> (y_pred, the samples' losses, what learn needs)."""
+        """-> (the samples' losses, y_pred, what learn needs)."""
+        samples, before = self._samples(x, rows, drawn)
         targets = [in_order(np.asarray(y, like.dtype)) for like in self._targets]
-        given, before = self._launch_forward(x, rows, drawn, *targets)
-        if not self._given:
-            given = []
+        given = [*samples, *targets, *_readable(drawn[len(self._before) :]), self._rates]
+        self._forward.launch(*given)
         if targets and sample_weight is None:
-            return self._y, self._losses, _Saved(given, before, targets, None)
+            return self._losses, self._y, _Saved(given, before, None)
         losses, of_loss = self._loss.forward(self._y, y, sample_weight)
-        return self._y, losses, _Saved(given, before, [], of_loss)
+        return losses, self._y, _Saved(given, before, of_loss)
 
     def learn(self, saved: _Saved) -> None:
         """Update the layers' state, backward, and the optimizer's step."""
         kept = saved.before + self._saved
         for i, block in self._stateful:
             block.update_state(kept[i])
-        if saved.targets:
-            self._loss_backward.launch(*saved.targets)
+        if saved.of_loss is None:
+            self._loss_backward.launch(*saved.given)
         else:
             self._dy[...] = self._loss.backward(saved.of_loss)
         if self._updates:
-            # One by one, because NumPy takes longer to make an array of them first.
-            self._rates[0], self._rates[1] = self._optimizer.advance()
+            self._rates[:2] = self._optimizer.advance()
         self._backward.launch(*saved.given)
         if not self._updates:
             self._optimizer.apply(self._trained, self._gradients)
+
+    def steps(
+        self, count: int, x: Array, rows: Array | None, y: Array, drawn: Sequence[Sequence[Drawn]]
+    ) -> tuple[Array, Array]:
+        """Steps on `count` batches one after the other, without Python in between, where this recording is `alone`: up to the
+        first of a loss that is not finite. drawn: for each step -> (the samples' losses, y_pred), a row for each step done.
+        """
+        size, optimizer = len(self._losses), self._optimizer
+
+        def by_step(array: Array) -> Array:
+            return in_order(array).reshape(count, size, *array.shape[1:])
+
+        samples, _ = self._samples(x, rows)
+        samples[-1] = by_step(samples[-1])  # the samples, or the rows of them
+        targets = [by_step(np.asarray(y, like.dtype)) for like in self._targets]
+        chance = [np.stack(arrays) for arrays in zip(*map(_readable, drawn), strict=True)]
+        rates = np.zeros((count, 3))
+        normalized = [(block, self._saved[i]) for i, block in self._stateful]
+        results = [self._losses, self._y, *chain(*((saved.mean, saved.var) for _, saved in normalized))]
+        kept = [np.empty((count, *like.shape), like.dtype) for like in results]
+        before, done = optimizer.iterations, 0
+        try:
+            for row in rates:
+                row[:2] = optimizer.advance()
+            tapes, inputs = [tape.native for tape in self._tapes], [*samples, *targets, *chance, rates]
+            done = self._host.native.launch_steps(count, tapes, inputs, results, kept)
+        finally:
+            optimizer.iterations = before + done
+        losses, y_pred, *statistics = (rows[:done] for rows in kept)
+        learned = done - (not math.isfinite(losses[-1].sum(dtype=np.float64)))
+        for (block, saved), means, variances in zip(
+            normalized, statistics[::2], statistics[1::2], strict=True
+        ):
+            for mean, var in zip(means[:learned], variances[:learned], strict=True):
+                block.update_state(saved._replace(mean=mean, var=var))
+        return losses, y_pred
 
 
 def _kernels_alone(loss: Loss) -> bool:
@@ -310,9 +333,7 @@ class Replays(Generic[R]):
         self._free: dict[_Key, list[R]] = {}  # the last used last
         self._refused: dict[int, list[Block]] = {}
 
-    def take(
-        self, model: Sequential, x: Array, rows: Array | None = None, drawn: Sequence[Drawn] = ()
-    ) -> R | None:
+    def take(self, model: Sequential, x: Array, rows: Array | None = None) -> R | None:
         """One for batches like x, or like those rows of it, to be given back; None where there can be none, or not yet: what
         comes but once is not worth a recording.
         """
@@ -335,7 +356,7 @@ class Replays(Generic[R]):
         except IndexError:  # none is left
             pass
         try:
-            replay = kind(model, x, rows, drawn)
+            replay = kind(model, x, rows)
         except _backend.NotRecordable:
             self._refused[size] = model.blocks
             return None
@@ -355,6 +376,11 @@ def _filled(shape: Any, dtype: Any, value: Any) -> Array:
     array: Array = _backend.host().xp.empty(shape, dtype)
     array[...] = value
     return array
+
+
+def _readable(drawn: Sequence[Drawn]) -> list[Array]:
+    """What was drawn for all blocks, as kernels read it: truth values as bytes."""
+    return [array.view(np.uint8) if array.dtype == bool else array for array in chain(*drawn)]
 
 
 def _layers(block: Block) -> list[Layer]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,13 @@ class Callback:
         Where no callback does, a GPU's figures are not waited for, and the logs may be empty.
         """
         return True
+
+    def batches_at_once(self) -> int:
+        """How many batches, from the next one on, may be trained before on_train_batch_end is called, for the last of them alone.
+
+        Where every callback with such a hook allows some, small batches are trained on the CPU without Python in between.
+        """
+        return 1
 
     def get_state(self) -> dict[str, Any]:
         """What a resumed run needs: numbers, strings, arrays, and lists and dicts of these."""
@@ -127,6 +135,9 @@ class TerminateOnNaN(Callback):
 
     def needs_batch_logs(self, batch: int) -> bool:
         return type(self) is not TerminateOnNaN  # it is called once more as soon as such a batch is known
+
+    def batches_at_once(self) -> int:
+        return sys.maxsize  # such a batch is the last of those trained at once
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if not math.isfinite(logs.get("loss", 0.0)):
@@ -366,7 +377,10 @@ class ModelCheckpoint(_Monitor):
         self._epoch = epoch
 
     def needs_batch_logs(self, batch: int) -> bool:
-        return self.save_freq != "epoch" and self.model.optimizer.iterations % int(self.save_freq) == 0
+        return _is_due(self.save_freq, self.model)
+
+    def batches_at_once(self) -> int:
+        return _batches_until_due(self.save_freq, self.model)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if self.needs_batch_logs(batch):
@@ -430,8 +444,11 @@ class BackupAndRestore(Callback):
     def needs_batch_logs(self, batch: int) -> bool:
         return False  # the run's state has them
 
+    def batches_at_once(self) -> int:
+        return _batches_until_due(self.save_freq, self.model)
+
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
-        if self.save_freq != "epoch" and self.model.optimizer.iterations % int(self.save_freq) == 0:
+        if _is_due(self.save_freq, self.model):
             self._save()
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -456,3 +473,13 @@ def _check_save_freq(save_freq: str | int) -> str | int:
             raise ValueError(f"save_freq must be 'epoch' or a number of batches, got {save_freq!r}")
         return save_freq
     return check_count(save_freq, "save_freq")
+
+
+def _batches_until_due(save_freq: str | int, model: Sequential) -> int:
+    if save_freq == "epoch":
+        return sys.maxsize
+    return int(save_freq) - model.optimizer.iterations % int(save_freq)
+
+
+def _is_due(save_freq: str | int, model: Sequential) -> bool:
+    return save_freq != "epoch" and model.optimizer.iterations % int(save_freq) == 0

@@ -361,7 +361,8 @@ class Sequential:
         a bar on a terminal and a line for each epoch, 2 lines only.
 
         A step whose loss is NaN or infinite leaves the weights as they were and is warned of, once. Ctrl-C
-        takes effect between two batches.
+        takes effect between two batches; on the CPU small ones are trained several at once, for about 0.05 s
+        (see callbacks.Callback.batches_at_once).
         """
         self._parts()
         size, epochs = _batch_size(batch_size), check_count(epochs, "epochs", least=0)
@@ -412,40 +413,64 @@ class Sequential:
         rows: int32, which of x the samples are, those of y and sample_weight in their order; None: all of them. Where the loss is
         NaN or infinite, everything but the optimizer's step count stays as it was.
         """
-        optimizer, loss, _ = self._parts()
-        drawn = self._there(self.draw(len(y), self.seed, _random.TRAINING, optimizer.iterations))
-        step = self._steps.take(self, x, rows, drawn)
+        return self._train_steps(x, y, sample_weight, rows, 1)[0]
+
+    def _train_steps(
+        self, x: Array, y: Array, sample_weight: Array | None, rows: Array | None, count: int
+    ) -> list[list[float]]:
+        """Like train_step for `count` batches of one size that follow each other, or as many of them, one at least, as can be
+        done without Python between the kernels: up to the first whose loss is NaN or infinite.
+        """
+        size, optimizer = len(y) // count, self._parts()[0]
+        first = slice(size)
+        step = self._steps.take(self, x[first] if rows is None else x, None if rows is None else rows[first])
         try:
-            if step:
-                y_pred, values, of_step = step.forward_loss(x, rows, y, sample_weight, drawn)
-            else:
-                y_pred, saved = self.forward(floats(self.xp.asarray(x), self.dtype, rows), True, drawn)
-                values, of_loss = loss.forward(y_pred, y, sample_weight)
-            sums = self._sums(values, y, y_pred)
-            if not math.isfinite(sums[0]):
-                optimizer.iterations += 1
-            elif step:
-                step.learn(of_step)
-            else:
-                for block, kept in zip(self.blocks, saved, strict=True):
-                    block.update_state(kept)
-                _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
-                optimizer.apply(self.trainable_weights, grads)
+            if step and step.alone and sample_weight is None:
+                done = range(optimizer.iterations, optimizer.iterations + count)
+                drawn = [self.draw(size, self.seed, _random.TRAINING, number) for number in done]
+                results = step.steps(count, x, rows, y, drawn)
+                targets = y.reshape(count, size, *y.shape[1:])
+                return [self._sums(*of_step) for of_step in zip(*results, targets, strict=False)]
+            weights = None if sample_weight is None else sample_weight[first]
+            if rows is None:
+                return [self._train_step(step, x[first], y[first], weights, None)]
+            return [self._train_step(step, x, y[first], weights, rows[first])]
         finally:
             self._steps.give_back(step)
+
+    def _train_step(
+        self, step: Step | None, x: Array, y: Array, sample_weight: Array | None, rows: Array | None
+    ) -> list[float]:
+        optimizer, loss, _ = self._parts()
+        drawn = self._there(self.draw(len(y), self.seed, _random.TRAINING, optimizer.iterations))
+        if step:
+            losses, y_pred, of_step = step.forward_loss(x, rows, y, sample_weight, drawn)
+        else:
+            y_pred, saved = self.forward(floats(self.xp.asarray(x), self.dtype, rows), True, drawn)
+            losses, of_loss = loss.forward(y_pred, y, sample_weight)
+        sums = self._sums(losses, y_pred, y)
+        if not math.isfinite(sums[0]):
+            optimizer.iterations += 1
+        elif step:
+            step.learn(of_step)
+        else:
+            for block, kept in zip(self.blocks, saved, strict=True):
+                block.update_state(kept)
+            _, grads = self.backward(loss.backward(of_loss), saved, need_dx=False)
+            optimizer.apply(self.trainable_weights, grads)
         return sums
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
         """Sums over a checked batch's samples of the loss and of each metric."""
         y_pred = self._infer(x)
-        return self._sums(self.loss.forward(y_pred, y, sample_weight)[0], y, y_pred)
+        return self._sums(self.loss.forward(y_pred, y, sample_weight)[0], y_pred, y)
 
-    def _sums(self, values: Array, y: Array, y_pred: Array) -> list[float]:
+    def _sums(self, losses: Array, y_pred: Array, y: Array) -> list[float]:
         measured = [metric.values(y, y_pred) for metric in self.metrics]
         # In float64. Python has added up the few numbers of a batch before a reduction of NumPy's has begun.
         return [
             float(sum(v.ravel().tolist()) if isinstance(v, np.ndarray) else v.sum(dtype=np.float64))
-            for v in (values, *measured)
+            for v in (losses, *measured)
         ]
 
     def train_on_batch(

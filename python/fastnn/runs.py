@@ -338,10 +338,14 @@ class Stopwatch(callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: callbacks.Logs) -> None:
         self._tick()
+        self._done = self.model.run.batch  # not 0 where a resumed run begins inside the epoch
+
+    def batches_at_once(self) -> int:
+        return sys.maxsize
 
     def on_train_batch_end(self, batch: int, logs: callbacks.Logs) -> None:
-        size = self.params["batch_size"]
-        self.images += min(size, self.params["samples"] - batch * size)
+        size, begin, self._done = self.params["batch_size"], self._done, batch + 1
+        self.images += min(self._done * size, self.params["samples"]) - begin * size
         self.training += self._tick()
 
     def on_epoch_end(self, epoch: int, logs: callbacks.Logs) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,22 +41,31 @@ class Averages:
 
 
 class EagerSteps:
-    """Called with the rows of a batch it does a step; `read` gives the sums of the steps since it was last called."""
+    """Called with the rows of `count` batches it does as many steps, or fewer, and says how many; `read` gives the sums of the
+    steps since it was last called.
+    """
 
-    lazy = False  # the sums are there after each step
+    lazy = False  # the sums are there after each call
+    MOST, SECONDS = 64, 0.05  # at once: Ctrl-C and a progress bar wait for them
 
-    def __init__(self, step: Callable[..., list[float]], data: Data) -> None:
-        self._step, self._data = step, data
+    def __init__(self, steps: Callable[..., list[list[float]]], data: Data) -> None:
+        """steps: called like Sequential._train_steps."""
+        self._do, self._data = steps, data
         self._sums: list[list[float]] = []
+        self.most = 1  # batches at once
 
-    def __call__(self, rows: slice | Array, touched: bool) -> None:
-        data = self._data
+    def __call__(self, rows: slice | Array, touched: bool, count: int = 1) -> int:
+        data, begin = self._data, time.perf_counter()
         if isinstance(rows, slice):
-            sums = self._step(data.x[rows], *data.targets(rows))
+            sums = self._do(data.x[rows], *data.targets(rows), None, count)
         else:
             rows = np.asarray(rows, like=data.x)
-            sums = self._step(data.x, *data.targets(rows), rows)
-        self._sums.append(sums)
+            sums = self._do(data.x, *data.targets(rows), rows, count)
+        self._sums += sums
+        if len(sums) == self.most:
+            fitting = self.SECONDS / (time.perf_counter() - begin) * self.most
+            self.most = max(1, min(int(fitting), 2 * self.most, self.MOST))
+        return len(sums)
 
     def read(self) -> list[list[float]]:
         sums, self._sums = self._sums, []
@@ -69,7 +79,7 @@ class Evaluation:
         self._model, self._samples = model, len(data.x)
         self._starts = range(0, self._samples, batch_size)
         steps = GraphSteps.of(model, data, len(self._starts), training=False)
-        self._steps = steps or EagerSteps(model.test_step, data)
+        self._steps = steps or EagerSteps(lambda x, y, weights, *_: [model.test_step(x, y, weights)], data)
 
     def __call__(self, after_batch: Callable[[int], Any]) -> dict[str, float]:
         """after_batch(number of batches done) is called in between."""
@@ -123,11 +133,14 @@ class Run:
             c.on_train_batch_begin for c in self.callbacks if _has(c, "on_train_batch_begin")
         ]
         self._batch_end = [c for c in self.callbacks if _has(c, "on_train_batch_end")]
+        self._batch_hooks = [
+            c for c in self.callbacks if _has(c, "on_train_batch_begin") or _has(c, "on_train_batch_end")
+        ]
         self._warn = not any(isinstance(callback, TerminateOnNaN) for callback in self.callbacks)
         self._terminators = [callback for callback in self.callbacks if type(callback) is TerminateOnNaN]
         halting = bool(self._terminators)
         steps = GraphSteps.of(model, data, self.steps, training=True, halting=halting)
-        self._steps = steps or EagerSteps(model.train_step, data)
+        self._steps = steps or EagerSteps(model._train_steps, data)
         self._validate = None if validation is None else Evaluation(model, validation, batch_size)
         self._consistent = True  # weights, position and callbacks belong together: a backup may be taken
         self._identity = {
@@ -166,29 +179,31 @@ class Run:
             order = rng.permutation(samples).astype(self.data.row_type)
         self._call("on_epoch_begin", epoch, {})
         touched = True  # by other code since the last step
-        for batch in range(self.batch, self.steps):
-            if model.stop_training:
-                break
+        batch = self.batch  # of those done
+        while batch < self.steps and not model.stop_training:
             self._check_interrupt()
             for begin in self._batch_begin:
                 begin(batch, {})
                 touched = True
-            rows = slice(batch * size, (batch + 1) * size)
+            count = self._at_once(batch)
+            rows = slice(batch * size, (batch + count) * size)
             self._consistent = False
-            self._steps(rows if order is None else order[rows], touched)
-            self.batch = batch + 1
-            samples = min(size, len(self.data.x) - rows.start)
-            self._unread.append(_Done(self.batch, model.optimizer.iterations, samples))
+            step = model.optimizer.iterations
+            done = self._steps(rows if order is None else order[rows], touched, count)
+            for number in range(1, done + 1):
+                samples = min(size, len(self.data.x) - (batch + number - 1) * size)
+                self._unread.append(_Done(batch + number, step + number, samples))
+            self.batch = batch = batch + done
             self._consistent = True
-            touched = any(callback.needs_batch_logs(batch) for callback in self._batch_end)
+            touched = any(callback.needs_batch_logs(batch - 1) for callback in self._batch_end)
             if touched or not self._steps.lazy or (self._batch_begin and self._terminators):
                 self._read()
-            if self.batch <= batch:  # the run has ended with an earlier batch
+            if self.batch < batch:  # the run has ended with an earlier batch
                 break
             if self._batch_end:
                 logs = {} if self._unread else self.averages.logs()
                 for callback in self._batch_end:
-                    callback.on_train_batch_end(batch, logs)
+                    callback.on_train_batch_end(batch - 1, logs)
         self._read()
         logs = self.averages.logs()
         if self._validate is not None:
@@ -199,6 +214,11 @@ class Run:
         self._call("on_epoch_end", epoch, logs)
         self._consistent = True
         return logs
+
+    def _at_once(self, batch: int) -> int:
+        """How many batches, from this one on, may be done before other code has its turn: of one size, as kernels want them."""
+        whole = len(self.data.x) // self.batch_size - batch
+        return max(1, min(self._steps.most, whole, *map(_batches_at_once, self._batch_hooks)))
 
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -271,6 +291,16 @@ class Run:
 def _has(callback: Callback, hook: str) -> bool:
     """Whether the callback defines the hook itself."""
     return getattr(getattr(callback, hook), "__func__", None) is not getattr(Callback, hook)
+
+
+def _batches_at_once(callback: Callback) -> int:
+    """What it says, unless a subclass of the one that says so has a hook of its own, which is called for each batch."""
+    for names in (vars(callback), *map(vars, type(callback).__mro__)):
+        if "batches_at_once" in names:
+            break
+        if "on_train_batch_begin" in names or "on_train_batch_end" in names:
+            return 1
+    return callback.batches_at_once()
 
 
 def _difference(there: Any, here: Any, name: str = "") -> str:
