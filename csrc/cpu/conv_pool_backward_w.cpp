@@ -271,8 +271,12 @@ class FilterGradient {
   // Adds windows [begin, end) of images [n, end_n) to dw, laid out as Pieces say; all windows, where the images are several.
   void add_unit(int64_t n, int64_t end_n, int64_t begin, int64_t end, const T* x, const T* dy, const uint8_t* argmax,
                 T* dw) {
-    windows_found_ = 0, listed_windows_.clear();
-    for (int64_t image = n; image < end_n; ++image) find_patches(image, begin, end, x);
+    if (const Windows windows{end_n - n, begin, end}; windows != found_) {
+      found_ = windows, found_at_ = n;
+      windows_found_ = 0, listed_windows_.clear();
+      for (int64_t image = n; image < end_n; ++image) find_patches(image, begin, end, x);
+    }
+    shift_ = (n - found_at_) * g_.x.h * g_.x.w * g_.x.c;
     if (listed_windows_.empty()) return;
     for (int64_t first = 0; first < channels_; first += W) {
       const int64_t channels = std::min<int64_t>(channels_ - first, W);
@@ -289,6 +293,12 @@ class FilterGradient {
  private:
   using Element = simd::Element<T>;
   static constexpr int W = kWidth<T>;
+
+  // Of so many images, windows [begin, end).
+  struct Windows {
+    int64_t images, begin, end;
+    bool operator==(const Windows&) const = default;
+  };
 
   // A window of the unit with patches that are listed, and whether all of them are.
   struct ListedWindow {
@@ -352,7 +362,7 @@ class FilterGradient {
   // Winners whose patches have the same taps.
   void add(const Point& row, const Point& col, Terms<T> terms, T* gradient) const {
     g_.pieces.each(g_.conv, col, [&](int64_t in_filter, int64_t in_x, int64_t length) {
-      add_rows(patches_.data(), terms, row.taps, length, in_x, g_.conv.dh * g_.x.w * g_.x.c,
+      add_rows(patches_.data(), terms, row.taps, length, in_x + shift_, g_.conv.dh * g_.x.w * g_.x.c,
                gradient + in_filter + row.tap * g_.pieces.row_step(), g_.pieces.row_step());
     });
   }
@@ -378,6 +388,8 @@ class FilterGradient {
   const bool several_classes_;
   std::vector<const T*> patches_;        // window by window, positions + 1 each; null: none, or not listed
   std::vector<int32_t> class_of_patch_;  // of rows and columns together
+  Windows found_{};                      // whose patches these are, of the images from found_at_ on; those of others are as
+  int64_t found_at_ = 0, shift_ = 0;     // far apart, and lie shift_ elements further on
   int64_t windows_found_ = 0;
   std::vector<ListedWindow> listed_windows_;
   const int64_t room_;     // of a channel in winners_: a unit's windows and a vector
