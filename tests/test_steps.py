@@ -342,14 +342,14 @@ def test_as_many_at_once_as_a_moment_allows(data, monkeypatch):
     )
     clock = iter(range(1000))
     monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))  # a call takes a second
-    monkeypatch.setattr(steps, "SECONDS", 20.0)
+    monkeypatch.setattr(steps, "SECONDS", 2.0)
     seen = []
-    for _ in range(9):
+    for _ in range(10):
         seen.append(steps.most)
         steps(np.arange(4), True, steps.most)
-    assert seen == [1, 2, 4, 8, 16, 32, 64, 64, 64]
-    monkeypatch.setattr(steps, "SECONDS", 0.1)
-    steps(np.arange(4), True, 64)
+    assert seen == [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]
+    monkeypatch.setattr(steps, "SECONDS", 0.025)
+    steps(np.arange(4), True, 256)
     assert steps.most == 6
     steps(np.arange(4), True, 3)  # asked for fewer: says nothing of as many
     assert steps.most == 6

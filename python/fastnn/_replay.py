@@ -301,7 +301,7 @@ class Step(Replay):
         finally:
             optimizer.iterations = before + done
         losses, y_pred, *statistics = (rows[:done] for rows in kept)
-        learned = done - (not math.isfinite(losses[-1].sum(dtype=np.float64)))
+        learned = done if not normalized or math.isfinite(sum(losses[-1].tolist())) else done - 1
         for (block, saved), means, variances in zip(
             normalized, statistics[::2], statistics[1::2], strict=True
         ):

@@ -35,6 +35,9 @@ _LAYERS: dict[str, type[Layer]] = {
 }
 
 
+_METRICS = frozenset(metrics.METRICS.values())
+
+
 class Sequential:
     """Layers in a row: the output of each is the input of the next.
 
@@ -361,7 +364,7 @@ class Sequential:
         a bar on a terminal and a line for each epoch, 2 lines only.
 
         A step whose loss is NaN or infinite leaves the weights as they were and is warned of, once. Ctrl-C
-        takes effect between two batches; on the CPU small ones are trained several at once, for about 0.05 s
+        takes effect between two batches; on the CPU small ones are trained several at once, for about 0.1 s
         (see callbacks.Callback.batches_at_once).
         """
         self._parts()
@@ -428,9 +431,7 @@ class Sequential:
             if step and step.alone and sample_weight is None:
                 done = range(optimizer.iterations, optimizer.iterations + count)
                 drawn = [self.draw(size, self.seed, _random.TRAINING, number) for number in done]
-                results = step.steps(count, x, rows, y, drawn)
-                targets = y.reshape(count, size, *y.shape[1:])
-                return [self._sums(*of_step) for of_step in zip(*results, targets, strict=False)]
+                return self._sums_of_steps(*step.steps(count, x, rows, y, drawn), y)
             weights = None if sample_weight is None else sample_weight[first]
             if rows is None:
                 return [self._train_step(step, x[first], y[first], weights, None)]
@@ -472,6 +473,24 @@ class Sequential:
             float(sum(v.ravel().tolist()) if isinstance(v, np.ndarray) else v.sum(dtype=np.float64))
             for v in (losses, *measured)
         ]
+
+    def _sums_of_steps(self, losses: Array, y_pred: Array, y: Array) -> list[list[float]]:
+        """_sums of several steps on the CPU: losses and y_pred have a row for each, y has what belongs to them, and maybe more.
+
+        This library's metrics judge each sample on its own, so they are asked once; others for each step.
+        """
+        steps, size = losses.shape
+        y = y[: steps * size]
+        by_step = y.reshape(steps, size, *y.shape[1:])
+        columns = [losses]
+        for metric in self.metrics:
+            if type(metric) in _METRICS:
+                values = metric.values(y, y_pred.reshape(-1, *y_pred.shape[2:])).reshape(steps, size)
+            else:
+                values = np.stack([metric.values(*of_step) for of_step in zip(by_step, y_pred, strict=True)])
+            columns.append(values)
+        sums = [[float(sum(row)) for row in values.tolist()] for values in columns]
+        return [list(of_step) for of_step in zip(*sums, strict=True)]
 
     def train_on_batch(
         self,

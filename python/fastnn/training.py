@@ -46,7 +46,7 @@ class EagerSteps:
     """
 
     lazy = False  # the sums are there after each call
-    MOST, SECONDS = 64, 0.05  # at once: Ctrl-C and a progress bar wait for them
+    MOST, SECONDS = 256, 0.1  # at once: Ctrl-C and a progress bar wait for them
 
     def __init__(self, steps: Callable[..., list[list[float]]], data: Data) -> None:
         """steps: called like Sequential._train_steps."""
