@@ -111,12 +111,12 @@ inline bool is_sum_finite(const ArrayView& a) {
 }
 
 // Up to `count` steps, one after the other: each plays the first tape, copies the results to its row of what is kept, then
-// plays the other tapes. A step whose first result, its losses, has no finite sum is the last, and ends there. All tapes
-// have the same inputs. Gives the number of steps done.
+// plays the other tapes. Where there are any, a step whose first result, its losses, has no finite sum is the last, and ends
+// there. All tapes have the same inputs. Gives the number of steps done.
 inline int64_t launch_steps(int64_t count, const py::list& tapes, const py::list& inputs, const py::list& results,
                             const py::list& kept) {
   const auto fail = [](const std::string& what) { throw py::value_error("launch_steps: " + what); };
-  if (results.empty()) fail("there is no result whose sum could be looked at");
+  if (tapes.empty() || results.empty()) fail("there is no tape, or no result");
   if (results.size() != kept.size())
     fail(std::to_string(results.size()) + " results, but " + std::to_string(kept.size()) + " arrays to keep them");
   std::vector<std::pair<Tape*, std::vector<Tape::Given>>> played;
@@ -142,7 +142,7 @@ inline int64_t launch_steps(int64_t count, const py::list& tapes, const py::list
     play(0, step);
     for (size_t i = 0; i < from.size(); ++i)
       std::memcpy(to[i].data() + step * from[i].bytes(), from[i].data(), size_t(from[i].bytes()));
-    if (!is_sum_finite(from[0])) return step + 1;
+    if (played.size() > 1 && !is_sum_finite(from[0])) return step + 1;
     for (size_t tape = 1; tape < played.size(); ++tape) play(tape, step);
   }
   return count;

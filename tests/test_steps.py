@@ -83,7 +83,7 @@ def counts(monkeypatch):
         return results
 
     monkeypatch.setattr(_replay.Step, "steps", counted)
-    monkeypatch.setattr(training.EagerSteps, "SECONDS", 1e9)
+    monkeypatch.setattr(training.Pace, "SECONDS", 1e9)
     return made
 
 
@@ -336,26 +336,121 @@ def test_steps_that_fail_are_not_counted(data, monkeypatch):
     assert model.optimizer.iterations == before
 
 
-def test_as_many_at_once_as_a_moment_allows(data, monkeypatch):
-    steps = training.EagerSteps(
-        lambda x, y, weights, rows, count: [[0.0]] * count, training.Data(*data, None, 3, "float32")
-    )
-    clock = iter(range(1000))
-    monkeypatch.setattr(training.time, "perf_counter", lambda: float(next(clock)))  # a call takes a second
-    monkeypatch.setattr(steps, "SECONDS", 2.0)
+def test_as_many_at_once_as_a_moment_allows(monkeypatch):
+    pace, clock = training.Pace(), iter(range(1000))
+    monkeypatch.setattr(
+        training.time, "perf_counter", lambda: float(next(clock))
+    )  # whatever is done takes a second
+    monkeypatch.setattr(pace, "SECONDS", 2.0)
     seen = []
     for _ in range(10):
-        seen.append(steps.most)
-        steps(np.arange(4), True, steps.most)
+        seen.append(pace.begin(1000))
+        pace.end(seen[-1])
     assert seen == [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]
-    monkeypatch.setattr(steps, "SECONDS", 0.025)
-    steps(np.arange(4), True, 256)
-    assert steps.most == 6
-    steps(np.arange(4), True, 3)  # asked for fewer: says nothing of as many
-    assert steps.most == 6
-    monkeypatch.setattr(steps, "SECONDS", 0.0)
-    steps(np.arange(4), True, 6)
-    assert steps.most == 1
+    assert pace.begin(100) == 100
+    pace.end(100)  # it was asked for fewer, which says nothing of as many
+    assert pace.begin(1000) == 256
+    assert pace.begin(-1) == pace.begin(0) == 1
+    monkeypatch.setattr(pace, "SECONDS", 0.025)
+    pace.begin(1000), pace.end(256)
+    assert pace.begin(1000) == 6
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
+    pace.begin(1000), pace.end(6)
+    assert pace.begin(1000) == 1
+
+
+# ---- Inference
+
+
+@pytest.fixture
+def batches(monkeypatch, counts):
+    """Of how many batches y was had at once, for each call."""
+    made, real = [], _replay.Replay.batches
+    monkeypatch.setattr(_replay.Replay, "batches", lambda self, x, n: made.append(n) or real(self, x, n))
+    return made
+
+
+class Probabilities(losses.SparseCategoricalCrossentropy):
+    """Looks at a batch as a whole."""
+
+    def forward(self, y_pred, y_true, sample_weight=None):
+        values, saved = super().forward(y_pred, y_true, sample_weight)
+        return values * len(y_pred), saved
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "loss", [None, losses.SparseCategoricalCrossentropy(), Probabilities(from_logits=True)]
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_has_the_same_bits(name, loss, weighted, data, batches, rng):
+    def largest(y_true, y_pred):
+        return np.full(len(y_pred), y_pred.max())
+
+    weights = rng.uniform(0, 2, SAMPLES) if weighted else None
+    results = []
+    for jit in ("auto", False):
+        model = made(MODELS[name], jit, loss=loss, metrics=["accuracy", largest])
+        if loss and not loss.from_logits:
+            model.add(layers.Activation("softmax"))
+        scores = [model.evaluate(*data, SIZE, verbose=0, sample_weight=weights) for _ in range(2)]
+        results.append((scores, model.predict(data[0], SIZE, verbose=0).tobytes()))
+    assert results[0] == results[1]
+    assert batches == [
+        2,
+        4,
+        8,
+        7,
+        2,
+        4,
+        8,
+        7,
+        2,
+        4,
+        8,
+        7,
+    ]  # the first alone, and the last one, which is smaller
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inference_goes_on_after_what_is_not_finite(value, data, batches):
+    data[0][SIZE * 9] = value
+    results = []
+    for jit in ("auto", False):
+        model = made(jit_compile=jit)
+        results.append((model.predict(data[0], SIZE, verbose=0), model.evaluate(*data, SIZE, verbose=0)))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert np.isfinite(results[0][0][-1]).all()
+    assert max(batches) == 8
+
+
+@pytest.mark.parametrize("size", [1, SIZE])
+def test_inference_of_samples_of_any_kind(size, data, batches):
+    for stored in (
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, axis=0)[::2],
+        lambda x: np.round(x).astype("i8"),
+    ):
+        x = stored(data[0])
+        results = [made(jit_compile=jit).predict(x, size, verbose=0).tobytes() for jit in ("auto", False)]
+        assert results[0] == results[1]
+    assert max(batches) >= 8
+
+
+def test_inference_with_python_in_each_batch(data, batches):
+    class Doubled(layers.Layer):
+        def forward(self, x, training=False, drawn=()):
+            return x * 2, None
+
+    results = []
+    for jit in ("auto", False):
+        model = made(lambda: models.Sequential([layers.Input(IMAGE), Doubled(), *rescaled().layers]), jit)
+        results.append(
+            (model.predict(data[0], SIZE, verbose=0).tobytes(), model.evaluate(*data, SIZE, verbose=0))
+        )
+    assert results[0] == results[1]
+    assert not batches
 
 
 # ---- The native call
@@ -399,6 +494,14 @@ def test_the_first_sum_that_is_not_finite_ends_it(tapes, value):
     np.testing.assert_array_equal(kept, np.concatenate([x[:3], np.zeros((2, 3))]))
 
 
+def test_one_tape_alone_goes_to_the_end(tapes):
+    launch = _backend.host().native.launch_steps
+    played, losses, _, rates = tapes
+    x, kept = np.full((5, 3), np.nan, "f4"), np.zeros((5, 3), "f4")
+    assert launch(5, played[:1], [x, rates], [losses], [kept]) == 5
+    np.testing.assert_array_equal(kept, x)
+
+
 def test_a_sum_of_large_losses_is_finite(tapes):
     launch = _backend.host().native.launch_steps
     played, losses, w, rates = tapes
@@ -427,8 +530,10 @@ def test_wrong_arrays_are_refused(tapes):
         launch(5, played, [x, rates], [losses], [kept.astype("f8")])
     with pytest.raises(ValueError, match="1 results, but 2 arrays to keep them"):
         launch(5, played, [x, rates], [losses], [kept, kept])
-    with pytest.raises(ValueError, match="no result whose sum"):
+    with pytest.raises(ValueError, match="there is no tape, or no result"):
         launch(5, played, [x, rates], [], [])
+    with pytest.raises(ValueError, match="there is no tape, or no result"):
+        launch(5, [], [x, rates], [losses], [kept])
     kept.flags.writeable = False
     with pytest.raises(ValueError, match="is read-only"):
         launch(5, played, [x, rates], [losses], [kept])

@@ -22,11 +22,11 @@ class Tape:
     def add_input(self, array: Any) -> bool: ...
     def launch(self, *inputs: Any) -> None: ...
 
-# Up to `count` steps: each plays the first tape, keeps the results, a row for each step, then plays the other tapes. A step whose
-# first result has no finite sum is the last, and ends there. All tapes have the same inputs; each is given an array like it, or
-# one with a row like it for each step. Gives the number of steps done.
+# Up to `count` steps: each plays the first tape, keeps the results, a row for each step, then plays the other tapes. Where there
+# are any, a step whose first result has no finite sum is the last, and ends there. All tapes have the same inputs; each is given
+# an array like it, or one with a row like it for each step. Gives the number of steps done.
 def launch_steps(
-    count: int, tapes: list[Tape], inputs: Sequence[Any], results: Sequence[Array], kept: Sequence[Array]
+    count: int, tapes: list[Tape], inputs: list[Any], results: list[Array], kept: list[Array]
 ) -> int: ...
 
 class GemmShape:

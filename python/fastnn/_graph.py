@@ -45,11 +45,9 @@ def record(work: Callable[[], None], jit_compile: bool | str) -> _backend.Graph 
 
 
 class GraphSteps:
-    """Called with the rows of a batch (`count` of them, which is 1) it does a step, and says how many it did; `read` gives the
-    sums of the steps since it was last called.
-    """
+    """Called with the rows of a batch it does a step; `read` gives the sums of the steps since it was last called."""
 
-    lazy, most = True, 1
+    lazy = True
 
     def __init__(self, model: Sequential, data: Data, most: int, training: bool, halting: bool) -> None:
         """most: how many steps may come between two calls of read. halting: after one whose loss is not finite, and until
@@ -80,7 +78,10 @@ class GraphSteps:
                 return None
         return cls(model, data, most, training, halting)
 
-    def __call__(self, rows: slice | Array, touched: bool, count: int = 1) -> int:
+    def at_once(self, most: int) -> int:
+        return 1  # its launches are waited for by nobody
+
+    def __call__(self, rows: slice | Array, touched: bool, count: int) -> int:
         """touched: other code has run since the last step, which may have changed more than numbers in arrays."""
         model, optimizer = self._model, self._model.optimizer
         if touched and not same_objects(_fixed(model), self._fixed):

@@ -68,6 +68,8 @@ class Replay:
         others = [i for i, block in enumerate(self._blocks) if type(block) not in self._kinds]
         first = others[-1] + 1 if others else 0
         self._before, self._recorded = self._blocks[:first], self._blocks[first:]
+        # Whether batches can follow each other without Python. In training it may be left what can wait, as normalization can.
+        self.alone = not self._before
         if not self._recorded:
             raise _backend.NotRecordable("no block to record")
         layers = [layer for block in self._recorded for layer in _layers(block)]
@@ -136,10 +138,31 @@ class Replay:
         x, saved = run(self._before, floats(x, self._dtype, rows), self._training, drawn)
         return [in_order(np.asarray(x, self._x.dtype))], saved
 
+    def _by_batch(self, array: Array, count: int) -> Array:
+        return in_order(array).reshape(count, len(self._y), *array.shape[1:])
+
+    def _launch(
+        self,
+        tapes: Sequence[_backend.Tape],
+        inputs: Sequence[Array],
+        results: Sequence[Array],
+        kept: Sequence[Array],
+    ) -> int:
+        """One batch after the other without Python in between (see launch_steps in _cpu.pyi), so many as `kept` has rows for."""
+        native = [tape.native for tape in tapes]
+        return int(self._host.native.launch_steps(len(kept[0]), native, inputs, results, kept))
+
     def forward(self, x: Array) -> Array:
         """y."""
         self._forward.launch(*self._samples(x)[0])
         return self._y
+
+    def batches(self, x: Array, count: int) -> Array:
+        """y of `count` batches, where this recording is `alone`."""
+        (x,), _ = self._samples(x)
+        y = np.empty((count * len(self._y), *self._y.shape[1:]), self._y.dtype)
+        self._launch([self._forward], [self._by_batch(x, count)], [self._y], [self._by_batch(y, count)])
+        return y
 
 
 class GraphReplay(Replay):
@@ -153,6 +176,7 @@ class GraphReplay(Replay):
         if graph is None:
             raise _backend.NotRecordable("not as a CUDA graph")
         self._graph, self._saved = graph, []  # it has what forward saved
+        self.alone = False
         if graph.bytes > self.MOST:
             raise _backend.NotRecordable(f"more than {self.MOST} bytes would be kept")
 
@@ -192,7 +216,7 @@ class Step(Replay):
         ]
         self._trained = model.trainable_weights
         self._targets: list[Array] = []  # of the recorded loss
-        if _kernels_alone(self._loss):
+        if kernels_alone(self._loss):
             self._parts.append(self._loss)
             if isinstance(self._loss, SparseCategoricalCrossentropy):
                 self._targets.append(np.zeros(len(inputs[-1]), np.int32))
@@ -218,8 +242,7 @@ class Step(Replay):
         self._backward = _backend.Tape(lambda: self._record_backward(model), known, given)
         self._tapes.append(self._backward)
         self._rates[2] = 0
-        # Whether steps can follow each other without Python: none but normalization is left to it, which can wait.
-        self.alone = bool(self._targets) and self._updates and not self._before
+        self.alone = self.alone and bool(self._targets) and self._updates
 
     def _record_forward(self, inputs: Sequence[Array]) -> None:
         super()._record_forward(inputs)
@@ -279,14 +302,10 @@ class Step(Replay):
         """Steps on `count` batches one after the other, without Python in between, where this recording is `alone`: up to the
         first of a loss that is not finite. drawn: for each step -> (the samples' losses, y_pred), a row for each step done.
         """
-        size, optimizer = len(self._losses), self._optimizer
-
-        def by_step(array: Array) -> Array:
-            return in_order(array).reshape(count, size, *array.shape[1:])
-
+        optimizer = self._optimizer
         samples, _ = self._samples(x, rows)
-        samples[-1] = by_step(samples[-1])  # the samples, or the rows of them
-        targets = [by_step(np.asarray(y, like.dtype)) for like in self._targets]
+        samples[-1] = self._by_batch(samples[-1], count)  # the samples, or the rows of them
+        targets = [self._by_batch(np.asarray(y, like.dtype), count) for like in self._targets]
         chance = [np.stack(arrays) for arrays in zip(*map(_readable, drawn), strict=True)]
         rates = np.zeros((count, 3))
         normalized = [(block, self._saved[i]) for i, block in self._stateful]
@@ -296,8 +315,7 @@ class Step(Replay):
         try:
             for row in rates:
                 row[:2] = optimizer.advance()
-            tapes, inputs = [tape.native for tape in self._tapes], [*samples, *targets, *chance, rates]
-            done = self._host.native.launch_steps(count, tapes, inputs, results, kept)
+            done = self._launch(self._tapes, [*samples, *targets, *chance, rates], results, kept)
         finally:
             optimizer.iterations = before + done
         losses, y_pred, *statistics = (rows[:done] for rows in kept)
@@ -310,7 +328,7 @@ class Step(Replay):
         return losses, y_pred
 
 
-def _kernels_alone(loss: Loss) -> bool:
+def kernels_alone(loss: Loss) -> bool:
     """Whether a loss calls ops and does nothing else; of exactly these classes, as with blocks."""
     if type(loss) is SparseCategoricalCrossentropy:
         return loss.from_logits

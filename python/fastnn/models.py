@@ -15,7 +15,7 @@ from . import layers as layer_classes
 from ._checks import check_count, check_shape
 from ._config import deserialize, serialize
 from ._data import Data, check_inputs, floats
-from ._replay import GraphReplay, Replay, Replays, Step
+from ._replay import GraphReplay, Replay, Replays, Step, kernels_alone
 from ._typing import Array, Shape
 from .callbacks import Callback, History
 from .layers import Input, Layer
@@ -24,7 +24,7 @@ from .layers.fusion import Block, fuse, run
 from .losses import Loss
 from .metrics import MeanMetric, Metric
 from .optimizers import Optimizer
-from .training import Evaluation, Run
+from .training import Evaluation, Pace, Run
 
 BatchShape = tuple[int | None, ...]  # (None, ...), None being the batch
 
@@ -273,11 +273,15 @@ class Sequential:
         drawn = self.draw(len(x), _random.next_seed(), _random.TRAINING)
         return self.forward(floats(self.xp.asarray(x), self.dtype), training, self._there(drawn))[0]
 
-    def _infer(self, x: Array) -> Array:
-        x = self.xp.asarray(x)
-        replay = self._replays.take(self, x)
+    def _infer(self, x: Array, count: int = 1) -> Array:
+        """y of `count` batches of one size, or of the first alone where there is Python to be done for each."""
+        x, size = self.xp.asarray(x), len(x) // count
+        first = x[:size]
+        replay = self._replays.take(self, first)
         try:
-            return replay.forward(x).copy() if replay else self.forward(floats(x, self.dtype))[0]
+            if count > 1 and replay and replay.alone:
+                return replay.batches(x, count)
+            return replay.forward(first).copy() if replay else self.forward(floats(first, self.dtype))[0]
         finally:
             self._replays.give_back(replay)
 
@@ -463,8 +467,26 @@ class Sequential:
 
     def test_step(self, x: Array, y: Array, sample_weight: Array | None = None) -> list[float]:
         """Sums over a checked batch's samples of the loss and of each metric."""
-        y_pred = self._infer(x)
-        return self._sums(self.loss.forward(y_pred, y, sample_weight)[0], y_pred, y)
+        return self._test_steps(x, y, sample_weight, None, 1)[0]
+
+    def _test_steps(
+        self, x: Array, y: Array, sample_weight: Array | None, rows: None, count: int
+    ) -> list[list[float]]:
+        """Like test_step for `count` batches of one size that follow each other, or for the first alone."""
+        y_pred, size = self._infer(x, count), len(y) // count
+
+        def losses_of(samples: slice) -> Array:
+            weights = None if sample_weight is None else sample_weight[samples]
+            return self.loss.forward(y_pred[samples], y[samples], weights)[0]
+
+        if len(y_pred) == size:
+            first = slice(size)
+            return [self._sums(losses_of(first), y_pred, y[first])]
+        if kernels_alone(self.loss):  # each sample's on its own
+            losses = losses_of(slice(None)).reshape(count, size)
+        else:
+            losses = np.stack([losses_of(slice(i, i + size)) for i in range(0, len(y), size)])
+        return self._sums_of_steps(losses, y_pred.reshape(count, size, *y_pred.shape[1:]), y)
 
     def _sums(self, losses: Array, y_pred: Array, y: Array) -> list[float]:
         measured = [metric.values(y, y_pred) for metric in self.metrics]
@@ -540,11 +562,14 @@ class Sequential:
         """y for samples x (N, ...), computed batch by batch, as a NumPy array. May be called from many threads at once."""
         level, size = _progress.check_verbose(verbose), _batch_size(batch_size)
         x = check_inputs(self, x)
-        parts = []
+        parts, pace, done = [], Pace(), 0
         with _progress.Bar(-(-len(x) // size), level) as bar:
-            for number, start in enumerate(range(0, len(x), size), start=1):
-                parts.append(self._infer(x[start : start + size]))
-                bar.step(number)
+            while done < len(x):
+                count = pace.begin((len(x) - done) // size)
+                parts.append(self._infer(x[done : done + count * size], count))
+                pace.end(-(-len(parts[-1]) // size))
+                done += len(parts[-1])
+                bar.step(-(-done // size))
         y: Array = _backend.to_host(self.xp.concatenate(parts))
         return y
 

@@ -40,31 +40,51 @@ class Averages:
         return {name: total / self.count for name, total in zip(self.names, self.sums, strict=True)}
 
 
+class Pace:
+    """How many batches to do at once: what can be done in SECONDS, for which Ctrl-C and a progress bar wait."""
+
+    MOST, SECONDS = 256, 0.1
+
+    def __init__(self) -> None:
+        self._count = 1
+        self._begin = 0.0
+
+    def begin(self, most: int) -> int:
+        """How many now: one at least, else `most` at the most."""
+        self._begin = time.perf_counter()
+        return max(1, min(self._count, most))
+
+    def end(self, done: int) -> None:
+        """So many were done. Fewer than it could be say nothing of more."""
+        if done == self._count:
+            fitting = self.SECONDS / max(time.perf_counter() - self._begin, 1e-9) * done
+            self._count = max(1, min(int(fitting), 2 * done, self.MOST))
+
+
 class EagerSteps:
-    """Called with the rows of `count` batches it does as many steps, or fewer, and says how many; `read` gives the sums of the
-    steps since it was last called.
+    """Called with the rows of `count` batches, at most as many as at_once says, it does as many steps, or fewer, and says how
+    many; `read` gives the sums of the steps since it was last called.
     """
 
     lazy = False  # the sums are there after each call
-    MOST, SECONDS = 256, 0.1  # at once: Ctrl-C and a progress bar wait for them
 
     def __init__(self, steps: Callable[..., list[list[float]]], data: Data) -> None:
         """steps: called like Sequential._train_steps."""
-        self._do, self._data = steps, data
+        self._do, self._data, self._pace = steps, data, Pace()
         self._sums: list[list[float]] = []
-        self.most = 1  # batches at once
 
-    def __call__(self, rows: slice | Array, touched: bool, count: int = 1) -> int:
-        data, begin = self._data, time.perf_counter()
+    def at_once(self, most: int) -> int:
+        return self._pace.begin(most)
+
+    def __call__(self, rows: slice | Array, touched: bool, count: int) -> int:
+        data = self._data
         if isinstance(rows, slice):
             sums = self._do(data.x[rows], *data.targets(rows), None, count)
         else:
             rows = np.asarray(rows, like=data.x)
             sums = self._do(data.x, *data.targets(rows), rows, count)
         self._sums += sums
-        if len(sums) == self.most:
-            fitting = self.SECONDS / (time.perf_counter() - begin) * self.most
-            self.most = max(1, min(int(fitting), 2 * self.most, self.MOST))
+        self._pace.end(len(sums))
         return len(sums)
 
     def read(self) -> list[list[float]]:
@@ -76,20 +96,21 @@ class Evaluation:
     """Loss and metrics over the data, each time that it is called."""
 
     def __init__(self, model: Sequential, data: Data, batch_size: int) -> None:
-        self._model, self._samples = model, len(data.x)
-        self._starts = range(0, self._samples, batch_size)
-        steps = GraphSteps.of(model, data, len(self._starts), training=False)
-        self._steps = steps or EagerSteps(lambda x, y, weights, *_: [model.test_step(x, y, weights)], data)
+        self._model, self._samples, self._size = model, len(data.x), batch_size
+        steps = GraphSteps.of(model, data, math.ceil(self._samples / batch_size), training=False)
+        self._steps = steps or EagerSteps(model._test_steps, data)
 
     def __call__(self, after_batch: Callable[[int], Any]) -> dict[str, float]:
         """after_batch(number of batches done) is called in between."""
-        size, averages = self._starts.step, Averages(self._model.metrics_names)
+        size, samples, averages = self._size, self._samples, Averages(self._model.metrics_names)
         self._steps.read()  # of a call that an interrupt has ended
-        for number, start in enumerate(self._starts, start=1):
-            self._steps(slice(start, start + size), touched=number == 1)
-            after_batch(number)
-        for start, sums in zip(self._starts, self._steps.read(), strict=True):
-            averages.add(sums, min(size, self._samples - start))
+        done = 0
+        while done * size < samples:
+            count = self._steps.at_once(samples // size - done)
+            done += self._steps(slice(done * size, (done + count) * size), done == 0, count)
+            after_batch(done)
+        for start, sums in zip(range(0, samples, size), self._steps.read(), strict=True):
+            averages.add(sums, min(size, samples - start))
         return averages.logs()
 
 
@@ -185,7 +206,9 @@ class Run:
             for begin in self._batch_begin:
                 begin(batch, {})
                 touched = True
-            count = self._at_once(batch)
+            # Of one size, and before callbacks have their turn.
+            whole = len(self.data.x) // size - batch
+            count = self._steps.at_once(min([whole, *map(_batches_at_once, self._batch_hooks)]))
             rows = slice(batch * size, (batch + count) * size)
             self._consistent = False
             step = model.optimizer.iterations
@@ -214,11 +237,6 @@ class Run:
         self._call("on_epoch_end", epoch, logs)
         self._consistent = True
         return logs
-
-    def _at_once(self, batch: int) -> int:
-        """How many batches, from this one on, may be done before other code has its turn: of one size, as kernels want them."""
-        whole = len(self.data.x) // self.batch_size - batch
-        return max(1, min(self._steps.most, whole, *map(_batches_at_once, self._batch_hooks)))
 
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
