@@ -293,6 +293,48 @@ void bind_rescale(py::module_& m) {
   });
 }
 
+// x (N, ..., length, ...) and y (N, ..., outputs, ...), which differ along the axis alone.
+ResampleShape resample_shape(const Call& call, const ArrayView* x, const ArrayView* y, int64_t axis, int64_t taps) {
+  const auto size = size_t(axis);
+  if (axis < 1 || axis >= x->rank()) call.fail("axis " + std::to_string(axis) + " is none of " + text(x->shape()));
+  Dims shape = x->shape().dims();
+  if (y->rank() == x->rank()) shape[size] = y->dim(int(axis));
+  if (!(y->shape() == Sizes(shape)))
+    call.fail(std::string(y->name()) + " must have shape " + text(shape) + ", got " + text(y->shape()));
+  ResampleShape s{shape[0], 1, x->dim(int(axis)), 1, shape[size], taps};
+  for (size_t i = 1; i < size; ++i) s.repeat *= shape[i];
+  for (size_t i = size + 1; i < shape.size(); ++i) s.inner *= shape[i];
+  return s;
+}
+
+void bind_resample(py::module_& m) {
+  m.def("resample", [](Array x, int64_t axis, int64_t taps, Array index, Array weights, Array offset, Array y,
+                       uintptr_t stream) {
+    Call call("resample");
+    const auto *vx = call.in("x", x), *vy = call.out("y", y);
+    const ResampleShape s = resample_shape(call, vx, vy, axis, taps);
+    const auto* v_index = call.in_int32("index", index, {taps, s.n, s.outputs});
+    const auto* v_weights = call.maybe_in("weights", weights, {taps, s.n, s.outputs});
+    const auto* v_offset = call.maybe_in("offset", offset, {s.n, s.outputs});
+    check_indices(call, "index", v_index, s.length, stream);
+    call.run([=]<class T>(const Ops<T>& ops) {
+      ops.resample(s, get<T>(vx), get<int32_t>(v_index), get<T>(v_weights), get<T>(v_offset), get<T>(vy), to_stream(stream));
+    });
+  });
+  m.def(
+      "resample_backward", [](Array dy, int64_t axis, int64_t taps, Array index, Array weights, Array dx, uintptr_t stream) {
+        Call call("resample_backward");
+        const auto *v_dy = call.in("dy", dy), *v_dx = call.out("dx", dx);
+        const ResampleShape s = resample_shape(call, v_dx, v_dy, axis, taps);
+        const auto* v_index = call.in_int32("index", index, {taps, s.n, s.outputs});
+        const auto* v_weights = call.maybe_in("weights", weights, {taps, s.n, s.outputs});
+        check_indices(call, "index", v_index, s.length, stream);
+        call.run([=]<class T>(const Ops<T>& ops) {
+          ops.resample_backward(s, get<T>(v_dy), get<int32_t>(v_index), get<T>(v_weights), get<T>(v_dx), to_stream(stream));
+        });
+      });
+}
+
 void bind_loss(py::module_& m) {
   m.def("sparse_cross_entropy_forward", [](Array x, Array labels, Array loss, Array y, uintptr_t stream) {
     Call call("softmax_cross_entropy");
@@ -517,6 +559,7 @@ void bind_ops(py::module_& m) {
   bind_conv_pool(m);
   bind_activation(m);
   bind_rescale(m);
+  bind_resample(m);
   bind_loss(m);
   bind_norm(m);
   bind_optimizer(m);

@@ -49,6 +49,11 @@ void visit(Element type, const void* x, F f) {
   f(static_cast<const double*>(x));
 }
 
+// Samples x (n, repeat, length, inner) and what is read of them, y (n, repeat, outputs, inner).
+struct ResampleShape {
+  int64_t n, repeat, length, inner, outputs, taps;
+};
+
 constexpr int kRates = 3;  // numbers that change from step to step
 
 // The ops for arrays of T, float or double.
@@ -106,6 +111,13 @@ struct Ops {
   // `stored` samples, does not have gives NaN: where a call is repeated, nobody has looked at them.
   void (*rescale)(int64_t samples, int64_t size, int64_t stored, Element type, const void* x, const int32_t* rows, T scale,
                   T offset, T* y, Stream);
+
+  // ---- Samples read anew along one axis, each at its own positions, of which each output has `taps`:
+  //   y[n, r, i] = sum over t of weights[t, n, i] * x[n, r, index[t, n, i]] + offset[n, i]
+  // weights null: 1 each; offset null: nothing. Backward goes over outputs in order, for each over its taps. A position that
+  // x does not have, which nobody has looked for where a call is repeated, gives NaN; backward leaves it out.
+  void (*resample)(const ResampleShape&, const T* x, const int32_t* index, const T* weights, const T* offset, T* y, Stream);
+  void (*resample_backward)(const ResampleShape&, const T* dy, const int32_t* index, const T* weights, T* dx, Stream);
 
   // ---- Losses, one per row; the mean over the batch is the caller's. y is softmax(x), kept for backward.
   void (*sparse_cross_entropy_forward)(int64_t rows, int64_t cols, const T* x, const int32_t* labels, T* loss, T* y, Stream);

@@ -9,6 +9,7 @@ void add_pool2d(Kernels&);
 void add_conv_pool(Kernels&);
 void add_activation(Kernels&);
 void add_rescale(Kernels&);
+void add_resample(Kernels&);
 void add_loss(Kernels&);
 void add_norm(Kernels&);
 void add_optimizer(Kernels&);
@@ -21,6 +22,7 @@ Kernels make_kernels() {
   add_conv_pool(all);
   add_activation(all);
   add_rescale(all);
+  add_resample(all);
   add_loss(all);
   add_norm(all);
   add_optimizer(all);

@@ -231,6 +231,21 @@ class Fuzzer:
             x, 0.5, self.pick([0, -1.0, np.nan]), rows=rows, dtype=self.pick([None, "float32", "float64"])
         )
 
+    def resample(self, dtype):
+        shape, taps, outputs = self.shape(), *(int(d) for d in self.rng.integers(0, 9, 2))
+        axis = int(self.rng.integers(0, len(shape) + 1))
+        length = shape[axis] if axis < len(shape) else 1
+        low, high = -1 if self.chance(0.1) else 0, length + (1 if self.chance(0.1) else 0)
+        index = self.rng.integers(low, max(high, low + 1), (taps, shape[0] if shape else 1, outputs))
+        index = index.astype(self.pick(["i4", "i4", "i8", ">i4", "f4"]))
+        weights = self.array(self.wrong(index.shape), dtype) if self.chance(0.7) else None
+        if self.chance(0.5):
+            offset = self.array(self.wrong(index.shape[1:]), dtype) if self.chance(0.5) else None
+            ops.resample(self.array(shape, dtype), axis, index, weights, offset)
+        else:
+            dy = self.array((*shape[:axis], outputs, *shape[axis + 1 :]), dtype)
+            ops.resample_backward(dy, axis, index, shape, weights)
+
     def loss(self, dtype):
         rows, classes = (int(d) for d in self.rng.integers(0 if self.chance(0.1) else 1, 30, 2))
         x = self.array((rows, classes), dtype)
@@ -285,6 +300,7 @@ class Fuzzer:
                 self.conv_pool,
                 self.activation,
                 self.rescale,
+                self.resample,
                 self.loss,
                 self.batch_norm,
                 self.optimizer,

@@ -392,7 +392,7 @@ OPS = sorted(
 def test_every_op_is_in_the_list():
     public = {name for name, value in vars(ops).items() if getattr(value, "__module__", "") == ops.__name__}
     assert set(OPS) == {name for name in public if name.islower() and not name.startswith("_")}
-    assert len(OPS) == 33
+    assert len(OPS) == 35
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if not op.endswith("_step")])
@@ -437,6 +437,8 @@ def test_an_error_in_an_optimizer_is_caught(op, slot):
         ("relu_backward", lambda right, dy, y: right(np.abs(dy), y)),
         ("dropout_backward", lambda right, dy, keep, rate: right(dy, keep, 0.0)),
         ("rescale", lambda right, x, scale, offset=0.0, **k: right(x, scale if offset else -scale, offset, **k)),
+        ("resample", lambda right, x, axis, index, weights=None, offset=None: right(x, axis, index[::-1], weights, offset)),
+        ("resample_backward", lambda right, dy, axis, index, x_shape, weights=None: right(dy, axis, index, x_shape)),
         ("bias_backward", lambda right, dy: right(dy[1:] if len(dy) > 1 else dy)),
         ("batch_norm_backward", lambda right, dy, x, gamma, mean, var, **k: (
             gamma * dy / np.sqrt(var + dy.dtype.type(1e-3)), *right(dy, x, gamma, mean, var, **k)[1:])),

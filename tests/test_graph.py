@@ -443,10 +443,6 @@ def in_the_middle(layer):
 
 OBSTACLES = {
     "layer 'looking'": ({"make": in_the_middle(Looking)}, "float"),
-    "layer 'random_translation'": (
-        {"make": in_the_middle(lambda: layers.RandomTranslation(0.3))},
-        "get",  # its backward's scattered sum
-    ),
     "metric 'hits_on_the_host'": ({"metrics": [hits_on_the_host]}, "get"),
 }
 

@@ -288,8 +288,8 @@ def test_dropout_scales_what_it_keeps(rng):
 def test_flips_mirror_the_samples_that_were_drawn(rng, mode):
     layer = layers.RandomFlip(mode)
     x = floats(rng, (40, 4, 5, 2), np.float32)
-    (coins,) = drawn = layer.draw(np.random.default_rng(0), x.shape)
-    y, _ = layer.forward(x, True, drawn)
+    y, _ = layer.forward(x, True, layer.draw(np.random.default_rng(0), x.shape))
+    coins = np.random.default_rng(0).random((2, 40)) < 0.5
     for image, flipped, down, across in zip(x, y, *coins, strict=True):
         expected = image[::-1] if down and "vertical" in mode else image
         assert_same_bits(flipped, expected[:, ::-1] if across and "horizontal" in mode else expected)

@@ -34,8 +34,27 @@ def convolutional(dtype="float32", dropout=False, normalized=False):
     return models.Sequential([*some, layers.Dense(3)], dtype=dtype)
 
 
-def flipped():
-    return models.Sequential([layers.Input(IMAGE), layers.RandomFlip(), layers.Flatten(), layers.Dense(3)])
+def augmented():
+    some = [
+        layers.Rescaling(0.5),
+        layers.RandomFlip(),
+        layers.RandomTranslation(0.3, 0.2),
+        layers.Conv2D(2, 3),
+    ]
+    some += [
+        layers.RandomFlip("vertical"),
+        layers.RandomTranslation(0.3, 0, fill_mode="constant", fill_value=2.0),
+    ]
+    return models.Sequential([layers.Input(IMAGE), *some, layers.Flatten(), layers.Dense(3)])
+
+
+class Doubled(layers.Layer):
+    def forward(self, x, training=False, drawn=()):
+        return x * 2, None
+
+
+def doubled():
+    return models.Sequential([layers.Input(IMAGE), Doubled(), *rescaled().layers])
 
 
 def rescaled():
@@ -56,6 +75,7 @@ MODELS = {
     "dropout": lambda: convolutional(dropout=True),
     "normalized": lambda: convolutional(normalized=True),
     "rescaled": rescaled,
+    "augmented": augmented,
 }
 
 
@@ -167,7 +187,7 @@ def test_what_needs_python_in_each_step(data, counts):
 
     dense = data[0], np.eye(3)[data[1]]
     for options, given, more in (
-        ({"build": flipped}, data, {}),
+        ({"build": doubled}, data, {}),
         ({}, data, {"class_weight": {1: 2.0}}),
         ({"loss": Halved()}, dense, {}),
         ({"optimizer": Descent()}, data, {}),
@@ -439,13 +459,9 @@ def test_inference_of_samples_of_any_kind(size, data, batches):
 
 
 def test_inference_with_python_in_each_batch(data, batches):
-    class Doubled(layers.Layer):
-        def forward(self, x, training=False, drawn=()):
-            return x * 2, None
-
     results = []
     for jit in ("auto", False):
-        model = made(lambda: models.Sequential([layers.Input(IMAGE), Doubled(), *rescaled().layers]), jit)
+        model = made(doubled, jit)
         results.append(
             (model.predict(data[0], SIZE, verbose=0).tobytes(), model.evaluate(*data, SIZE, verbose=0))
         )

@@ -403,6 +403,41 @@ def _rescale(device: Device) -> Cases:
                 yield from agrees(device, "rescale", "y", [x, 0.5, -2.0], exact=True, dtype=dtype, **options)
 
 
+def _resample(device: Device) -> Cases:
+    rng = np.random.default_rng(16)
+    forward, backward = device.ops.resample, device.ops.resample_backward
+    for shape, axis, taps, outputs in (
+        ((1, 1), 1, 1, 1),
+        ((3, 5), 1, 2, 7),
+        ((2, 7, 5, 3), 1, 2, 7),
+        ((2, 7, 5, 3), 2, 2, 5),
+        ((3, 4, 6, 17), 2, 1, 3),
+        ((2, 3, 2, 9), 3, 3, 33),
+    ):
+        index = rng.integers(0, shape[axis], (taps, shape[0], outputs), dtype=np.int32)
+        weights, offset = (rng.integers(-8, 9, s) / 4 for s in (index.shape, index.shape[1:]))
+        there = {"index": device.put(index), "weights": device.put(weights)}
+        yield from smooth(
+            device,
+            "resample",
+            f"x {shape}, axis {axis}, {taps} of {outputs}",
+            lambda x, there=there, axis=axis, offset=offset: forward(
+                x, axis, offset=device.put(offset), **there
+            ),
+            lambda dy, x, there=there, axis=axis, shape=shape: backward(dy, axis, x_shape=shape, **there),
+            {"x": normal(shape, rng, "float64")},
+            linear=True,
+        )
+        y_shape = (*shape[:axis], outputs, *shape[axis + 1 :])
+        for dtype in DTYPES:
+            x, dy = integers(shape, rng, dtype), integers(y_shape, rng, dtype)
+            w, b = weights.astype(dtype), offset.astype(dtype)
+            yield from agrees(device, "resample", "y", [x, axis, index], exact=True)
+            yield from agrees(device, "resample", "y", [x, axis, index, w, b], exact=True)
+            yield from agrees(device, "resample_backward", "dx", [dy, axis, index, shape], exact=True)
+            yield from agrees(device, "resample_backward", "dx", [dy, axis, index, shape, w], exact=True)
+
+
 _LOGITS: tuple[Shape, ...] = ((1, 1), (3, 2), (5, 3), (4, 10), (2, 17), (3, 33), (1031, 10))
 
 
@@ -549,6 +584,7 @@ OPS: tuple[Callable[[Device], Cases], ...] = (
     _activations,
     _dropout,
     _rescale,
+    _resample,
     _softmax,
     _cross_entropy,
     _mean_squared_error,

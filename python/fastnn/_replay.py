@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .models import Sequential
 
 # Blocks that do nothing with numbers but call ops, in forward and backward; of exactly these classes, because a subclass may
-# compute something else. In inference some more.
+# compute something else.
 _OPS_ALONE: frozenset[type] = frozenset(
     {
         ConvPool,
@@ -40,11 +40,12 @@ _OPS_ALONE: frozenset[type] = frozenset(
         layers.Flatten,
         layers.GlobalAveragePooling2D,
         layers.MaxPooling2D,
+        layers.RandomFlip,
+        layers.RandomTranslation,
         layers.ReLU,
         layers.Rescaling,
     }
 )
-_IN_INFERENCE = _OPS_ALONE | {layers.RandomFlip, layers.RandomTranslation}
 
 
 # Batches of one size, on one stream, of samples of one kind: their dtype and, where they are rows of others, those others'
@@ -59,13 +60,13 @@ class Replay:
     next call writes.
     """
 
-    _training, _kinds = False, _IN_INFERENCE
+    _training = False
     key: _Key  # where Replays keeps it
 
     def __init__(self, model: Sequential, x: Array, rows: Array | None = None) -> None:
         self._dtype = model.dtype
         self._blocks = model.blocks
-        others = [i for i, block in enumerate(self._blocks) if type(block) not in self._kinds]
+        others = [i for i, block in enumerate(self._blocks) if type(block) not in _OPS_ALONE]
         first = others[-1] + 1 if others else 0
         self._before, self._recorded = self._blocks[:first], self._blocks[first:]
         # Whether batches can follow each other without Python. In training it may be left what can wait, as normalization can.
@@ -203,7 +204,7 @@ class Step(Replay):
     No block before the recorded ones may be trained.
     """
 
-    _training, _kinds = True, _OPS_ALONE
+    _training = True
 
     def _record(self, model: Sequential, inputs: Sequence[Array]) -> None:
         if self._trains_before():

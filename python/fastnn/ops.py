@@ -559,6 +559,55 @@ def rescale(
     return y  # type: ignore[no-any-return]
 
 
+def resample(
+    x: Array, axis: int, index: Array, weights: Array | None = None, offset: Array | None = None
+) -> Array:
+    """Each sample of x (N, ...) read at its own positions along an axis, 1 or a later one: a flip, a shift, a change of size.
+
+    y[n, .., i, ..] = sum over t of weights[t, n, i] * x[n, .., index[t, n, i], ..] + offset[n, i]
+
+    index: integers (T, N, L) in [0, x.shape[axis]), others raise ValueError; y has L in the place of x.shape[axis]. weights:
+    (T, N, L) of x's dtype, by default 1 each. offset: (N, L) of x's dtype, by default nothing.
+    """
+    op = "resample"
+    backend = _backend.of(x, op, "x")
+    x = arg.array(op, "x", x)
+    axis, index, weights = _positions(op, backend, axis, index, weights, x.shape)
+    offset = None if offset is None else arg.array(op, "offset", offset)
+    y = arg.result(op, backend, None, (*x.shape[:axis], index.shape[2], *x.shape[axis + 1 :]), x.dtype)
+    backend.native.resample(x, axis, len(index), index, weights, offset, y, backend.stream)
+    return y
+
+
+def resample_backward(
+    dy: Array, axis: int, index: Array, x_shape: Shape, weights: Array | None = None
+) -> Array:
+    """The gradient of x: dy (N, .., L, ..) -> dx of x_shape, to each position of x what was read there."""
+    op = "resample_backward"
+    backend = _backend.of(dy, op, "dy")
+    dy, x_shape = arg.array(op, "dy", dy), arg.shape(op, "x_shape", x_shape)
+    axis, index, weights = _positions(op, backend, axis, index, weights, x_shape)
+    dx = arg.result(op, backend, None, x_shape, dy.dtype)
+    backend.native.resample_backward(dy, axis, len(index), index, weights, dx, backend.stream)
+    return dx
+
+
+def _positions(
+    op: str, backend: Backend, axis: int, index: Array, weights: Array | None, x_shape: Shape
+) -> tuple[int, Array, Array | None]:
+    axis, index = arg.bounded(op, "axis", axis), _backend.adopt(index)
+    if not 1 <= axis < len(x_shape):
+        raise ValueError(f"{op}: axis must be 1 or a later one of x {x_shape}, got {axis}")
+    if not hasattr(index, "dtype") or not arg.is_integer(index):
+        raise TypeError(f"{op}: index must be an array of integers, got {arg.describe(index)}")
+    if index.ndim != 3 or not len(index) or index.shape[1] != x_shape[0]:
+        raise ValueError(
+            f"{op}: index must have shape (T, N, L), T at least 1, for x {x_shape}, got {index.shape}"
+        )
+    index = arg.indices(op, "index", backend, index, x_shape[axis])
+    return axis, index, None if weights is None else arg.array(op, "weights", weights)
+
+
 # ---- Losses
 
 

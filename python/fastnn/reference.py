@@ -519,6 +519,30 @@ def rescale(
     return np.asarray((x if rows is None else x[rows]) * scale + offset)
 
 
+def resample(
+    x: Array, axis: int, index: Array, weights: Array | None = None, offset: Array | None = None
+) -> Array:
+    """y[n, .., i, ..] = sum over t of weights[t, n, i] * x[n, .., index[t, n, i], ..] + offset[n, i]."""
+    lines = np.moveaxis(_f64(x), axis, 1)
+    over = (slice(None), slice(None), *[None] * (lines.ndim - 2))  # (N, L) over all other axes
+    samples, y = np.arange(len(lines))[:, None], np.zeros(())
+    for t, at in enumerate(index):
+        y = y + lines[samples, at] * (1.0 if weights is None else _f64(weights[t])[over])
+    return np.moveaxis(y if offset is None else y + _f64(offset)[over], 1, axis)
+
+
+def resample_backward(
+    dy: Array, axis: int, index: Array, x_shape: Shape, weights: Array | None = None
+) -> Array:
+    """dx: to each position of x what was read there, by its weight."""
+    lines, dx = np.moveaxis(_f64(dy), axis, 1), np.zeros(x_shape)
+    over = (slice(None), slice(None), *[None] * (lines.ndim - 2))
+    samples, dx_lines = np.arange(len(lines))[:, None], np.moveaxis(dx, axis, 1)
+    for t, at in enumerate(index):
+        np.add.at(dx_lines, (samples, at), lines * (1.0 if weights is None else _f64(weights[t])[over]))
+    return dx
+
+
 # ----------------------------------------------------------------------------------------------------- losses
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
-from .. import _backend
+from .. import ops
 from .._checks import check_number
 from .._typing import Array, Shape
 from .base import Drawn, Grads, Layer, check_drawn, check_image
@@ -37,23 +38,27 @@ class RandomFlip(_Augmentation):
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         if not training:
-            return x, None
-        (coins,) = check_drawn(drawn, self.name)
-        return self._flipped(x, coins), coins
+            return x, ()
+        check_drawn(drawn, self.name)
+        for axis, index in zip(self._axes(), drawn, strict=True):
+            x = ops.resample(x, axis, index)
+        return x, drawn
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
-        return [rng.random((2, shape[0])) < 0.5]
+        coins = rng.random((2, shape[0])) < 0.5
+        drawn = []
+        for axis in self._axes():
+            index = np.arange(shape[axis], dtype=np.int32)
+            drawn.append(np.where(coins[axis - 1][:, None], index[::-1], index)[None])
+        return drawn
 
     def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        return dy if saved is None else self._flipped(dy, saved), {}  # a flip is its own inverse and adjoint
+        for axis, index in reversed([*zip(self._axes(), saved, strict=False)]):
+            dy = ops.resample_backward(dy, axis, index, dy.shape)
+        return dy, {}
 
-    def _flipped(self, x: Array, coins: Array) -> Array:
-        for axis, (coin, wanted) in enumerate(zip(coins, _FLIPS[self.mode], strict=True), start=1):
-            if wanted:
-                index = np.arange(x.shape[axis], like=x)
-                read = _Gather.of(x, axis, self.xp.where(coin[:, None], index[::-1], index))
-                x = read.apply(x).reshape(x.shape)
-        return x
+    def _axes(self) -> list[int]:
+        return [axis for axis, wanted in enumerate(_FLIPS[self.mode], start=1) if wanted]
 
 
 class RandomTranslation(_Augmentation):
@@ -101,37 +106,47 @@ class RandomTranslation(_Augmentation):
 
     def forward(self, x: Array, training: bool = False, drawn: Drawn = ()) -> tuple[Array, Any]:
         if not training:
-            return x, None
-        axes = [axis for axis, ends in self._ranges() if ends != (0, 0)]
-        if axes:
+            return x, ()
+        if self._axes():
             check_drawn(drawn, self.name)
-        fill = self.fill_value if self.fill_mode == "constant" else 0.0
-        shifts, left = [], list(drawn)
-        for axis in axes:
-            index, *weights = (left.pop(0) for _ in range(2 if self.interpolation == "nearest" else 3))
-            shifts.append(_Shift(_Gather.of(x, axis, index), [w[:, None, :, None] for w in weights], fill))
-            x = shifts[-1].apply(x)
+        shifts = [*zip(self._axes(), self._of_axes(drawn, x.dtype), strict=True)]
+        for axis, (index, weights, offset) in shifts:
+            x = ops.resample(x, axis, index, weights, offset)
         return x, shifts
 
     def draw(self, rng: np.random.Generator, shape: Shape) -> Drawn:
         drawn: list[Array] = []
         for axis, ends in self._ranges():
             pixels = rng.uniform(*ends, shape[0]) * shape[axis]
-            if ends != (0, 0):
+            if axis in self._axes():
                 drawn += self._taps(shape[axis], pixels)
         return drawn
+
+    def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
+        for axis, (index, weights, _) in reversed(saved):
+            dy = ops.resample_backward(dy, axis, index, dy.shape, weights)
+        return dy, {}
 
     def _ranges(self) -> tuple[tuple[int, tuple[float, float]], ...]:
         return (1, self.height_factor), (2, self.width_factor)
 
-    def backward(self, dy: Array, saved: Any, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        for shift in reversed(saved or []):
-            dy = shift.adjoint(dy)
-        return dy, {}
+    def _axes(self) -> list[int]:
+        return [axis for axis, ends in self._ranges() if ends != (0, 0)]
+
+    def _of_axes(self, drawn: Drawn, dtype: Any) -> Iterator[tuple[Array, Array | None, Array | None]]:
+        """What _taps gave for each axis, None for what it left out."""
+        left = iter(drawn)
+        weighted = self.interpolation == "bilinear" or self.fill_mode == "constant"
+        filled = self.fill_mode == "constant" and bool(self.fill_value)
+        for index in left:
+            weights, offset = (
+                next(left).astype(dtype, copy=False) if there else None for there in (weighted, filled)
+            )
+            yield index, weights, offset
 
     def _taps(self, length: int, pixels: Array) -> list[Array]:
-        """Which pixels are read, (N, length or length + 1), and the weight of each output's first and, where it has one, its
-        second, (N, length or 1): output i reads the i-th of those pixels and the one after it.
+        """Of each output along an axis the one pixel or the two that it reads; where they differ from 1, their weights; and where
+        something is to be added, that: index (T, N, length), weights likewise, offset (N, length).
         """
         if self.interpolation == "nearest":
             first = np.floor(0.5 - pixels)
@@ -139,73 +154,40 @@ class RandomTranslation(_Augmentation):
         else:  # output i reads at i - pixels: between pixels i + first and i + first + 1
             first = np.floor(-pixels)
             parts = [(1 + pixels + first)[:, None], (-pixels - first)[:, None]]
-        reach = np.arange(length + len(parts) - 1)
-        index, inside = self._fold(reach + first.astype(np.int64)[:, None], length)
-        if inside is not None:
-            parts = [part * inside[:, i : i + length] for i, part in enumerate(parts)]
-        return [index, *parts]
-
-    def _fold(self, index: Array, length: int) -> tuple[Array, Array | None]:
-        """The pixels that the positions `index` read, and for fill_mode "constant" which of them are real."""
-        if self.fill_mode == "reflect":
-            index = index % (2 * length)
-            return np.minimum(index, 2 * length - 1 - index), None
-        if self.fill_mode == "wrap":
-            return index % length, None
-        clipped = index.clip(0, length - 1)
-        return clipped, clipped == index if self.fill_mode == "constant" else None
-
-
-class _Gather(NamedTuple):
-    """Reads each sample's own positions along an axis of images: whole rows of memory, or whole pixels."""
-
-    rows: Array  # of x as (rows, inner)
-    view: Shape  # of what is read: (N, repeat, positions, inner)
-
-    @classmethod
-    def of(cls, x: Array, axis: int, index: Array) -> _Gather:
-        """x: (N, H, W, C); index: (N, positions) along axis 1 or 2."""
-        n, height, width, channels = x.shape
-        repeat, inner = (1, width * channels) if axis == 1 else (height, channels)
-        first = np.arange(n * repeat, like=x).reshape(n, repeat, 1) * x.shape[axis]
-        return cls((first + index[:, None]).reshape(-1), (n, repeat, index.shape[1], inner))
-
-    def apply(self, x: Array) -> Array:
-        return x.reshape(-1, self.view[-1]).take(self.rows, axis=0).reshape(self.view)
-
-    def adjoint(self, read: Array, shape: Shape) -> Array:
-        # On the host: a scattered sum on a GPU would be one of atomics, in no order. Few networks need this at all.
-        x = np.zeros(shape, read.dtype)
-        rows, parts = map(_backend.to_host, (self.rows, read))
-        np.add.at(x.reshape(-1, self.view[-1]), rows, parts.reshape(-1, self.view[-1]))
-        return np.asarray(x, like=read)
-
-
-class _Shift(NamedTuple):
-    """A map of images along one axis: each output is a weighted sum of one pixel or two that lie side by side, and of `fill`."""
-
-    gather: _Gather
-    weights: list[Array]  # of each output's first and second pixel, (N, 1, length or 1, 1)
-    fill: float  # what the weight that is missing to 1 falls on
-
-    def apply(self, x: Array) -> Array:
-        read = self.gather.apply(x)
-        length = read.shape[2] - len(self.weights) + 1
-        parts: list[Array] = [
-            read[:, :, i : i + length] * w.astype(x.dtype) for i, w in enumerate(self.weights)
-        ]
-        y = parts[0]
+        table, inside = _beyond(self.fill_mode, length)
+        # Of the table: its entry `length + 1` is of position 0.
+        at = first.astype(np.int64)[:, None] + np.arange(length + 1, 2 * length + 1 + len(parts))
+        taps = [at[:, i : i + length] for i in range(len(parts))]
+        index = np.empty((len(parts), len(pixels), length), np.int32)
+        for of_tap, tap in zip(index, taps, strict=True):
+            of_tap[...] = table[tap]
+        if self.fill_mode == "constant":
+            parts = [part * inside[tap] for part, tap in zip(parts, taps, strict=True)]
+        elif self.interpolation == "nearest":
+            return [index]
+        # Of the dtype that the model computes with, if there is one yet.
+        weights = np.empty(index.shape, self.dtype if self.built else np.float64)
+        for of_tap, part in zip(weights, parts, strict=True):
+            of_tap[...] = part
+        if self.fill_mode != "constant" or not self.fill_value:
+            return [index, weights]
+        missing: Array = 1 - parts[0]
         for part in parts[1:]:
-            y += part
-        if self.fill:
-            missing = sum((-weight for weight in self.weights), start=np.zeros((), like=x) + 1)
-            y += (missing * self.fill).astype(x.dtype)
-        return y.reshape(x.shape)
+            missing = missing - part
+        return [index, weights, (missing * self.fill_value).astype(weights.dtype)]
 
-    def adjoint(self, dy: Array) -> Array:
-        n, repeat, _, inner = self.gather.view
-        above = dy.reshape(n, repeat, -1, inner)
-        read = np.zeros(self.gather.view, dy.dtype, like=dy)
-        for i, w in enumerate(self.weights):
-            read[:, :, i : i + above.shape[2]] += above * w.astype(dy.dtype)
-        return self.gather.adjoint(read, dy.shape)
+
+@cache
+def _beyond(fill_mode: str, length: int) -> tuple[Array, Array]:
+    """Of the positions from -length - 1 to 2 length + 1 along an axis, which an image moved by its whole size reads: the pixels
+    there, and whether they are the image's own.
+    """
+    at = np.arange(-length - 1, 2 * length + 2)
+    pixels = at.clip(0, length - 1)
+    inside = pixels == at
+    if fill_mode == "reflect":
+        around = at % (2 * length)
+        pixels = np.minimum(around, 2 * length - 1 - around)
+    elif fill_mode == "wrap":
+        pixels = at % length
+    return pixels.astype(np.int32), inside
