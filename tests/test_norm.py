@@ -6,6 +6,8 @@ from fastnn import ops, reference
 from support import DTYPES, assert_identical, assert_same_bits, assert_within, floats
 
 SHAPES = [(2, 1), (5, 3), (4, 3, 2, 17), (3, 20, 20, 33), (9, 45), (1, 4)]
+# Of few channels, whose rows are taken together: with some left, with none, with fewer than go together.
+SHAPES += [(3, 20, 21, 3), (700, 15), (515, 10), (512, 16), (31, 8), (530, 1), (2, 301, 24)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,6 +6,7 @@
 // variance, y; backward: the two sums, dx).
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -15,88 +16,136 @@
 namespace fastnn::FASTNN_TARGET {
 namespace {
 
-int64_t slice_count(int64_t rows) {
-  return std::clamp<int64_t>(rows / 256, 1, 32);
+constexpr int kBlock = 32;  // channels: whole lines of a row, and all their sums in registers or L1
+constexpr int kPart = 8;    // of what is left of them
+
+// How kernels go over rows of few channels: several rows side by side as one, so that there are whole blocks of channels.
+struct Layout {
+  int64_t channels, together;  // of which each is there so often in a wide row
+  int64_t cols, rows, rest;    // elements of a wide row, how many of those there are, and elements after the last of them
+  int64_t slices;
+
+  Layout(int64_t all_rows, int64_t c)
+      : channels(c),
+        together(rows_together(c)),
+        cols(together * c),
+        rows(all_rows / together),
+        rest(all_rows % together * c),
+        slices(std::clamp<int64_t>(all_rows / 256, 1, 32)) {}
+  int64_t size() const { return rows * cols + rest; }
+
+ private:
+  // Until blocks are whole, unless that takes many: then until parts are.
+  static int64_t rows_together(int64_t c) {
+    constexpr int64_t kMost = 256;
+    if (c >= kBlock) return 1;
+    const int64_t whole = kBlock / std::gcd<int64_t>(kBlock, c);
+    return whole * c <= kMost ? whole : kPart / std::gcd<int64_t>(kPart, c);
+  }
+};
+
+// A number for each channel as one for each element of a wide row.
+template <class T, class F>
+std::vector<T> widened(const Layout& l, F of_channel) {
+  std::vector<T> all(static_cast<size_t>(l.cols));
+  for (int64_t c = 0; c < l.channels; ++c) all[size_t(c)] = of_channel(c);
+  for (int64_t i = l.channels; i < l.cols; ++i) all[size_t(i)] = all[size_t(i - l.channels)];
+  return all;
 }
 
-// Doubles in a workspace of T: two sums a channel for each slice.
+// Doubles in a workspace of T: two sums an element of a wide row for each slice.
 template <class T>
 double* as_doubles(T* workspace) {
   return reinterpret_cast<double*>((reinterpret_cast<uintptr_t>(workspace) + 7) & ~uintptr_t(7));
 }
 
-// sums[s * cols + c] = sum over rows of the s-th value that term(row, c, values) gives; the result lies at the workspace's
-// start.
+// sums[s * channels + c] = sum over rows of the s-th value that term(element, its place in a wide row, values) gives; the
+// result lies at the workspace's start.
 template <int kSums, class Term>
-void channel_sums(int64_t rows, int64_t cols, double* sums, Term term) {
-  constexpr int kBlock = 32;  // channels: whole lines of a row, and all their sums in registers or L1
-  const int64_t slices = slice_count(rows), width = kSums * cols;
-  parallel_for(slices, [&](int64_t slice) {
-    const int64_t begin = rows * slice / slices, end = rows * (slice + 1) / slices;
+void channel_sums(const Layout& l, double* sums, Term term) {
+  const int64_t cols = l.cols, width = kSums * cols;
+  parallel_for(l.slices, [&](int64_t slice) {
+    const int64_t begin = l.rows * slice / l.slices, end = l.rows * (slice + 1) / l.slices;
     const auto sum_block = [&]<int N>(std::integral_constant<int, N>, int64_t first) {
       double block[kSums][N] = {};
       for (int64_t row = begin; row < end; ++row)
         for (int c = 0; c < N; ++c) {
           double values[kSums];
-          term(row, first + c, values);
+          term(row * cols + first + c, first + c, values);
           for (int s = 0; s < kSums; ++s) block[s][c] += values[s];
         }
       for (int s = 0; s < kSums; ++s) std::copy_n(block[s], N, sums + slice * width + s * cols + first);
     };
     int64_t c = 0;
     for (; c + kBlock <= cols; c += kBlock) sum_block(std::integral_constant<int, kBlock>{}, c);
-    for (; c + 8 <= cols; c += 8) sum_block(std::integral_constant<int, 8>{}, c);
+    for (; c + kPart <= cols; c += kPart) sum_block(std::integral_constant<int, kPart>{}, c);
     for (; c < cols; ++c) sum_block(std::integral_constant<int, 1>{}, c);
   });
-  for (int64_t slice = 1; slice < slices; ++slice)
+  for (int64_t slice = 1; slice < l.slices; ++slice)
     for (int64_t i = 0; i < width; ++i) sums[i] += sums[slice * width + i];
+  for (int64_t i = 0; i < l.rest; ++i) {
+    double values[kSums];
+    term(l.rows * cols + i, i, values);
+    for (int s = 0; s < kSums; ++s) sums[s * cols + i] += values[s];
+  }
+  for (int s = 0; s < kSums; ++s)
+    for (int64_t c = 0; c < l.channels; ++c) {
+      double sum = sums[s * cols + c];
+      for (int64_t i = 1; i < l.together; ++i) sum += sums[s * cols + i * l.channels + c];
+      sums[s * l.channels + c] = sum;  // where nothing is that is still to be read
+    }
 }
 
-// f(begin, end) over rows in chunks.
+// f(element, how many from there on) for each wide row, in chunks.
 template <class F>
-void row_chunks(int64_t rows, int64_t cols, F f) {
-  parallel_chunks(rows, std::max<int64_t>(1, 16384 / cols), f);
+void row_chunks(const Layout& l, F f) {
+  const int64_t chunk = std::max<int64_t>(1, 16384 / l.cols) * l.cols;
+  parallel_chunks(l.size(), chunk, [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin += l.cols) f(begin, std::min(l.cols, end - begin));
+  });
 }
 
 template <class T>
-void normalize(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
-               double epsilon, T* y) {
-  std::vector<T> scales(static_cast<size_t>(cols));
-  for (int64_t c = 0; c < cols; ++c) scales[size_t(c)] = T(double(gamma[c]) / std::sqrt(double(var[c]) + epsilon));
-  row_chunks(rows, cols, [&](int64_t begin, int64_t end) {
-    const T* __restrict scale = scales.data();
-    for (int64_t row = begin; row < end; ++row) {
-      const T* __restrict from = x + row * cols;
-      T* __restrict to = y + row * cols;
-      for (int64_t c = 0; c < cols; ++c) to[c] = (from[c] - mean[c]) * scale[c] + beta[c];
-    }
+void normalize(const Layout& l, const T* x, const T* gamma, const T* beta, const T* mean, const T* var, double epsilon,
+               T* y) {
+  const auto scales = widened<T>(l, [=](int64_t c) { return T(double(gamma[c]) / std::sqrt(double(var[c]) + epsilon)); });
+  const auto means = widened<T>(l, [=](int64_t c) { return mean[c]; });
+  const auto betas = widened<T>(l, [=](int64_t c) { return beta[c]; });
+  row_chunks(l, [&](int64_t begin, int64_t count) {
+    const T* __restrict scale = scales.data(), * __restrict m = means.data(), * __restrict b = betas.data();
+    const T* __restrict from = x + begin;
+    T* __restrict to = y + begin;
+    for (int64_t c = 0; c < count; ++c) to[c] = (from[c] - m[c]) * scale[c] + b[c];
   });
 }
 
 template <class T>
 int64_t channel_workspace(int64_t rows, int64_t cols) {
-  return (slice_count(rows) * 2 * cols + 1) * int64_t(sizeof(double) / sizeof(T));
+  const Layout l(rows, cols);
+  return (l.slices * 2 * l.cols + 1) * int64_t(sizeof(double) / sizeof(T));
 }
 
 template <class T>
 void bias_backward(int64_t rows, int64_t cols, const T* dy, T* db, T* workspace, Stream) {
   double* sums = as_doubles(workspace);
-  channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) { v[0] = double(dy[row * cols + c]); });
+  channel_sums<1>({rows, cols}, sums, [=](int64_t i, int64_t, double* v) { v[0] = double(dy[i]); });
   for (int64_t c = 0; c < cols; ++c) db[c] = T(sums[c]);
 }
 
 template <class T>
 void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, double epsilon, T* y, T* mean,
                         T* var, T* workspace, Stream) {
+  const Layout l(rows, cols);
   double* sums = as_doubles(workspace);
-  channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) { v[0] = double(x[row * cols + c]); });
+  channel_sums<1>(l, sums, [=](int64_t i, int64_t, double* v) { v[0] = double(x[i]); });
   for (int64_t c = 0; c < cols; ++c) mean[c] = T(sums[c] / double(rows));
-  channel_sums<1>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) {
-    const double d = double(x[row * cols + c]) - double(mean[c]);
+  const auto means = widened<T>(l, [=](int64_t c) { return mean[c]; });
+  channel_sums<1>(l, sums, [=, m = means.data()](int64_t i, int64_t c, double* v) {
+    const double d = double(x[i]) - double(m[c]);
     v[0] = d * d;
   });
   for (int64_t c = 0; c < cols; ++c) var[c] = T(sums[c] / double(rows));
-  normalize(rows, cols, x, gamma, beta, mean, var, epsilon, y);
+  normalize(l, x, gamma, beta, mean, var, epsilon, y);
 }
 
 // With n = rows, d = x - mean, s = 1 / sqrt(var + epsilon):
@@ -105,38 +154,34 @@ void batch_norm_forward(int64_t rows, int64_t cols, const T* x, const T* gamma, 
 template <class T>
 void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, const T* gamma, const T* mean, const T* var,
                          double epsilon, T* dx, T* dgamma, T* dbeta, T* workspace, Stream) {
+  const Layout l(rows, cols);
   double* sums = as_doubles(workspace);
-  channel_sums<2>(rows, cols, sums, [=](int64_t row, int64_t c, double* v) {
-    v[0] = double(dy[row * cols + c]);
-    v[1] = v[0] * (double(x[row * cols + c]) - double(mean[c]));
+  const auto means = widened<T>(l, [=](int64_t c) { return mean[c]; });
+  channel_sums<2>(l, sums, [=, m = means.data()](int64_t i, int64_t c, double* v) {
+    v[0] = double(dy[i]);
+    v[1] = v[0] * (double(x[i]) - double(m[c]));
   });
+  const auto inverse = [=](int64_t c) { return 1 / std::sqrt(double(var[c]) + epsilon); };
   for (int64_t c = 0; c < cols; ++c) {
     dbeta[c] = T(sums[c]);
     dgamma[c] = T(sums[cols + c] / std::sqrt(double(var[c]) + epsilon));
   }
   // dx = scale * (dy - mean_dy - (x - mean) * slope)
-  std::vector<T> factors(static_cast<size_t>(3 * cols));
-  T *const scales = factors.data(), *const means = scales + cols, *const slopes = means + cols;
-  for (int64_t c = 0; c < cols; ++c) {
-    const double inverse = 1 / std::sqrt(double(var[c]) + epsilon);
-    scales[c] = T(double(gamma[c]) * inverse);
-    means[c] = T(double(dbeta[c]) / double(rows));
-    slopes[c] = T(inverse * double(dgamma[c]) / double(rows));
-  }
-  row_chunks(rows, cols, [&](int64_t begin, int64_t end) {
-    const T* __restrict scale = scales, * __restrict mean_dy = means, * __restrict slope = slopes;
-    for (int64_t row = begin; row < end; ++row) {
-      const T* __restrict from_x = x + row * cols, * __restrict from_dy = dy + row * cols;
-      T* __restrict to = dx + row * cols;
-      for (int64_t c = 0; c < cols; ++c) to[c] = scale[c] * (from_dy[c] - mean_dy[c] - (from_x[c] - mean[c]) * slope[c]);
-    }
+  const auto scales = widened<T>(l, [=](int64_t c) { return T(double(gamma[c]) * inverse(c)); });
+  const auto means_dy = widened<T>(l, [=](int64_t c) { return T(double(dbeta[c]) / double(rows)); });
+  const auto slopes = widened<T>(l, [=](int64_t c) { return T(inverse(c) * double(dgamma[c]) / double(rows)); });
+  row_chunks(l, [&](int64_t begin, int64_t count) {
+    const T* __restrict scale = scales.data(), * __restrict mean_dy = means_dy.data(), * __restrict slope = slopes.data();
+    const T* __restrict from_x = x + begin, * __restrict from_dy = dy + begin, * __restrict m = means.data();
+    T* __restrict to = dx + begin;
+    for (int64_t c = 0; c < count; ++c) to[c] = scale[c] * (from_dy[c] - mean_dy[c] - (from_x[c] - m[c]) * slope[c]);
   });
 }
 
 template <class T>
 void batch_norm_inference(int64_t rows, int64_t cols, const T* x, const T* gamma, const T* beta, const T* mean, const T* var,
                           double epsilon, T* y, Stream) {
-  normalize(rows, cols, x, gamma, beta, mean, var, epsilon, y);
+  normalize({rows, cols}, x, gamma, beta, mean, var, epsilon, y);
 }
 
 template <class T>
