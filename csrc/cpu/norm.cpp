@@ -23,6 +23,7 @@ constexpr int kPart = 8;    // of what is left of them
 struct Layout {
   int64_t channels, together;  // of which each is there so often in a wide row
   int64_t cols, rows, rest;    // elements of a wide row, how many of those there are, and elements after the last of them
+  int64_t line;                // elements of as many wide rows as are worth a loop where each element is on its own
   int64_t slices;
 
   Layout(int64_t all_rows, int64_t c)
@@ -31,6 +32,7 @@ struct Layout {
         cols(together * c),
         rows(all_rows / together),
         rest(all_rows % together * c),
+        line(std::max<int64_t>(512 / cols, 1) * cols),
         slices(std::clamp<int64_t>(all_rows / 256, 1, 32)) {}
   int64_t size() const { return rows * cols + rest; }
 
@@ -44,12 +46,12 @@ struct Layout {
   }
 };
 
-// A number for each channel as one for each element of a wide row.
+// A number for each channel as one for each element of a line.
 template <class T, class F>
 std::vector<T> widened(const Layout& l, F of_channel) {
-  std::vector<T> all(static_cast<size_t>(l.cols));
+  std::vector<T> all(static_cast<size_t>(l.line));
   for (int64_t c = 0; c < l.channels; ++c) all[size_t(c)] = of_channel(c);
-  for (int64_t i = l.channels; i < l.cols; ++i) all[size_t(i)] = all[size_t(i - l.channels)];
+  for (int64_t i = l.channels; i < l.line; ++i) all[size_t(i)] = all[size_t(i - l.channels)];
   return all;
 }
 
@@ -96,12 +98,12 @@ void channel_sums(const Layout& l, double* sums, Term term) {
     }
 }
 
-// f(element, how many from there on) for each wide row, in chunks.
+// f(element, how many from there on) for each line, in chunks.
 template <class F>
-void row_chunks(const Layout& l, F f) {
-  const int64_t chunk = std::max<int64_t>(1, 16384 / l.cols) * l.cols;
+void each_line(const Layout& l, F f) {
+  const int64_t chunk = std::max<int64_t>(1, 16384 / l.line) * l.line;
   parallel_chunks(l.size(), chunk, [&](int64_t begin, int64_t end) {
-    for (; begin < end; begin += l.cols) f(begin, std::min(l.cols, end - begin));
+    for (; begin < end; begin += l.line) f(begin, std::min(l.line, end - begin));
   });
 }
 
@@ -111,7 +113,7 @@ void normalize(const Layout& l, const T* x, const T* gamma, const T* beta, const
   const auto scales = widened<T>(l, [=](int64_t c) { return T(double(gamma[c]) / std::sqrt(double(var[c]) + epsilon)); });
   const auto means = widened<T>(l, [=](int64_t c) { return mean[c]; });
   const auto betas = widened<T>(l, [=](int64_t c) { return beta[c]; });
-  row_chunks(l, [&](int64_t begin, int64_t count) {
+  each_line(l, [&](int64_t begin, int64_t count) {
     const T* __restrict scale = scales.data(), * __restrict m = means.data(), * __restrict b = betas.data();
     const T* __restrict from = x + begin;
     T* __restrict to = y + begin;
@@ -170,7 +172,7 @@ void batch_norm_backward(int64_t rows, int64_t cols, const T* dy, const T* x, co
   const auto scales = widened<T>(l, [=](int64_t c) { return T(double(gamma[c]) * inverse(c)); });
   const auto means_dy = widened<T>(l, [=](int64_t c) { return T(double(dbeta[c]) / double(rows)); });
   const auto slopes = widened<T>(l, [=](int64_t c) { return T(inverse(c) * double(dgamma[c]) / double(rows)); });
-  row_chunks(l, [&](int64_t begin, int64_t count) {
+  each_line(l, [&](int64_t begin, int64_t count) {
     const T* __restrict scale = scales.data(), * __restrict mean_dy = means_dy.data(), * __restrict slope = slopes.data();
     const T* __restrict from_x = x + begin, * __restrict from_dy = dy + begin, * __restrict m = means.data();
     T* __restrict to = dx + begin;

@@ -565,7 +565,7 @@ class Sequential:
         parts, pace, done = [], Pace(), 0
         with _progress.Bar(-(-len(x) // size), level) as bar:
             while done < len(x):
-                count = pace.begin((len(x) - done) // size)
+                count = pace.begin((len(x) - done) // size if self.device == "cpu" else 1)
                 parts.append(self._infer(x[done : done + count * size], count))
                 pace.end(-(-len(parts[-1]) // size))
                 done += len(parts[-1])
