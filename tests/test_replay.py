@@ -4,6 +4,7 @@ a GPU forward."""
 import copy
 import threading
 import weakref
+from typing import ClassVar
 
 import fake_cupy
 import numpy as np
@@ -306,6 +307,19 @@ class Halved(losses.MeanSquaredError):
         return super().backward(saved) / 2
 
 
+class Sum(losses.MeanSquaredError):
+    """Its backward needs no more of its forward than the shape."""
+
+    like: ClassVar = []
+
+    def forward(self, y_pred, y_true, sample_weight=None):
+        self.like[:] = [y_pred]
+        return y_pred.sum(axis=1), None
+
+    def backward(self, saved):
+        return np.full_like(self.like[0], 1 / len(self.like[0]))
+
+
 class Descent(optimizers.SGD):
     def _step(self, ws, dws, rates):
         for w, dw in zip(ws, dws, strict=True):
@@ -318,6 +332,7 @@ class Descent(optimizers.SGD):
         (lambda: optimizers.SGD(0.01), losses.MeanSquaredError),
         (lambda: optimizers.SGD(0.01, momentum=0.9, nesterov=True), Halved),
         (Descent, losses.MeanSquaredError),
+        (optimizers.Adam, Sum),
         (Descent, Halved),
         (lambda: optimizers.Adam(weight_decay=0.1), lambda: losses.CategoricalCrossentropy(from_logits=True)),
         (optimizers.Adam, lambda: losses.CategoricalCrossentropy(True, label_smoothing=0.1)),

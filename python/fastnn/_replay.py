@@ -194,7 +194,8 @@ class _Saved(NamedTuple):
 
     given: list[Array]  # to the recordings
     before: list[Any]  # of the blocks before the recorded ones
-    of_loss: Any  # None where the loss is recorded
+    recorded_loss: bool
+    of_loss: Any  # where it is not
 
 
 class Step(Replay):
@@ -278,16 +279,16 @@ class Step(Replay):
         given = [*samples, *targets, *_readable(drawn[len(self._before) :]), self._rates]
         self._forward.launch(*given)
         if targets and sample_weight is None:
-            return self._losses, self._y, _Saved(given, before, None)
+            return self._losses, self._y, _Saved(given, before, True, None)
         losses, of_loss = self._loss.forward(self._y, y, sample_weight)
-        return losses, self._y, _Saved(given, before, of_loss)
+        return losses, self._y, _Saved(given, before, False, of_loss)
 
     def learn(self, saved: _Saved) -> None:
         """Update the layers' state, backward, and the optimizer's step."""
         kept = saved.before + self._saved
         for i, block in self._stateful:
             block.update_state(kept[i])
-        if saved.of_loss is None:
+        if saved.recorded_loss:
             self._loss_backward.launch(*saved.given)
         else:
             self._dy[...] = self._loss.backward(saved.of_loss)
