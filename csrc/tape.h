@@ -44,7 +44,7 @@ class Tape {
 
   // With an array in the place of each input, and like it.
   void launch(const py::args& arrays) {
-    place(given(arrays, 0), 0);
+    place(given(arrays, kOnce), 0);
     const py::gil_scoped_release release;
     play();
   }
@@ -55,7 +55,9 @@ class Tape {
     int64_t stride;
   };
 
-  // Of arrays that are each like their input, or have a row like it for each of `steps`. They must outlive their use.
+  // Of arrays that are each like their input, or have a row like it for each of `steps`, unless these are kOnce. They must
+  // outlive their use.
+  static constexpr int64_t kOnce = -1;
   std::vector<Given> given(const py::sequence& arrays, int64_t steps) const {
     if (arrays.size() != inputs_.size())
       throw py::type_error("launch takes " + std::to_string(inputs_.size()) + " inputs, got " +
@@ -68,7 +70,7 @@ class Tape {
       if (view.dtype() != recorded.dtype() || !((rows ? view.shape().without_first() : view.shape()) == recorded.shape()))
         throw py::value_error("launch: input " + std::to_string(i) + " was recorded as " + type_name(recorded.dtype()) +
                               " " + text(recorded.shape()) + ", got " + type_name(view.dtype()) + " " + text(view.shape()) +
-                              (steps ? " for " + std::to_string(steps) + " steps" : ""));
+                              (steps == kOnce ? "" : " for " + std::to_string(steps) + " steps"));
       all.push_back({view.data(), rows ? recorded.bytes() : 0});
     }
     return all;
@@ -133,6 +135,7 @@ inline int64_t launch_steps(int64_t count, const py::list& tapes, const py::list
       fail(std::to_string(count) + " results " + type_name(one.dtype()) + " " + text(one.shape()) + " do not fit into " +
            type_name(rows.dtype()) + " " + text(rows.shape()));
   }
+  if (played.size() > 1 && from[0].dtype() != 'f' && from[0].dtype() != 'd') fail("the first result must be of floats");
   const py::gil_scoped_release release;
   const auto play = [&](size_t tape, int64_t step) {
     played[tape].first->place(played[tape].second, step);

@@ -418,6 +418,8 @@ def test_a_launch_takes_arrays_like_its_inputs(rng):
         tape.launch(x, y.astype("f8"))
     with pytest.raises(ValueError, match=r"input 0 was recorded as float32 \(3, 4\), got float32 \(2, 4\)"):
         tape.launch(x[:2], y)
+    with pytest.raises(ValueError, match=r"got float32 \(0, 3, 4\)$"):
+        tape.launch(np.empty((0, 3, 4), "f4"), y)
     with pytest.raises(_backend.NotRecordable, match="a part of an input"):
         _backend.Tape(lambda: ops.relu(x[:2]), [], [x])
 

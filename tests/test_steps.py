@@ -550,6 +550,9 @@ def test_wrong_arrays_are_refused(tapes):
         launch(5, played, [x, rates], [], [])
     with pytest.raises(ValueError, match="there is no tape, or no result"):
         launch(5, [], [x, rates], [losses], [kept])
+    whole = np.zeros(3, "i4")
+    with pytest.raises(ValueError, match="the first result must be of floats"):
+        launch(5, played, [x, rates], [whole], [np.empty((5, 3), "i4")])
     kept.flags.writeable = False
     with pytest.raises(ValueError, match="is read-only"):
         launch(5, played, [x, rates], [losses], [kept])
