@@ -276,7 +276,7 @@ class FilterGradient {
       windows_found_ = 0, listed_windows_.clear();
       for (int64_t image = n; image < end_n; ++image) find_patches(image, begin, end, x);
     }
-    shift_ = (n - found_at_) * g_.x.h * g_.x.w * g_.x.c;
+    shift_ = g_.x.at(n - found_at_, 0, 0);
     if (listed_windows_.empty()) return;
     for (int64_t first = 0; first < channels_; first += W) {
       const int64_t channels = std::min<int64_t>(channels_ - first, W);

@@ -227,7 +227,7 @@ class Step(Replay):
                 self._targets.append(np.zeros(shape, self._dtype))
         self._rates = np.full(3, np.nan)  # a step with such a loss changes nothing
         # All recordings of a step have the same inputs.
-        given = [*inputs, *self._targets, *_readable(self._drawn), self._rates]
+        given = [*inputs, *self._targets, *_chance(self._drawn), self._rates]
         self._forward = _backend.Tape(lambda: self._record_forward(inputs), self._weights, given)
         self._tapes = [self._forward]
         known = [*self._forward.memory()]
@@ -276,7 +276,7 @@ class Step(Replay):
         """-> (the samples' losses, y_pred, what learn needs)."""
         samples, before = self._samples(x, rows, drawn)
         targets = [in_order(np.asarray(y, like.dtype)) for like in self._targets]
-        given = [*samples, *targets, *_readable(drawn[len(self._before) :]), self._rates]
+        given = [*samples, *targets, *_chance(drawn[len(self._before) :]), self._rates]
         self._forward.launch(*given)
         if targets and sample_weight is None:
             return self._losses, self._y, _Saved(given, before, True, None)
@@ -308,7 +308,7 @@ class Step(Replay):
         samples, _ = self._samples(x, rows)
         samples[-1] = self._by_batch(samples[-1], count)  # the samples, or the rows of them
         targets = [self._by_batch(np.asarray(y, like.dtype), count) for like in self._targets]
-        chance = [np.stack(arrays) for arrays in zip(*map(_readable, drawn), strict=True)]
+        chance = [np.stack(arrays) for arrays in zip(*map(_chance, drawn), strict=True)]
         rates = np.zeros((count, 3))
         normalized = [(block, self._saved[i]) for i, block in self._stateful]
         results = [self._losses, self._y, *chain(*((saved.mean, saved.var) for _, saved in normalized))]
@@ -398,7 +398,7 @@ def _filled(shape: Any, dtype: Any, value: Any) -> Array:
     return array
 
 
-def _readable(drawn: Sequence[Drawn]) -> list[Array]:
+def _chance(drawn: Sequence[Drawn]) -> list[Array]:
     """What was drawn for all blocks, as kernels read it: truth values as bytes."""
     return [array.view(np.uint8) if array.dtype == bool else array for array in chain(*drawn)]
 

@@ -429,17 +429,15 @@ class Sequential:
         done without Python between the kernels: up to the first whose loss is NaN or infinite.
         """
         size, optimizer = len(y) // count, self._parts()[0]
-        first = slice(size)
-        step = self._steps.take(self, x[first] if rows is None else x, None if rows is None else rows[first])
+        first_x, first_rows = (x[:size], None) if rows is None else (x, rows[:size])
+        step = self._steps.take(self, first_x, first_rows)
         try:
             if step and step.alone and sample_weight is None:
                 done = range(optimizer.iterations, optimizer.iterations + count)
                 drawn = [self.draw(size, self.seed, _random.TRAINING, number) for number in done]
                 return self._sums_of_steps(*step.steps(count, x, rows, y, drawn), y)
-            weights = None if sample_weight is None else sample_weight[first]
-            if rows is None:
-                return [self._train_step(step, x[first], y[first], weights, None)]
-            return [self._train_step(step, x, y[first], weights, rows[first])]
+            weights = None if sample_weight is None else sample_weight[:size]
+            return [self._train_step(step, first_x, y[:size], weights, first_rows)]
         finally:
             self._steps.give_back(step)
 
