@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,6 +43,9 @@ class Sizes {
   size_t size() const { return rank_; }
   Dims dims() const { return Dims(begin_, begin_ + rank_); }
   Sizes without_first() const { return {begin_ + 1, rank_ - 1}; }
+  int64_t product(size_t begin, size_t end) const {  // of the lengths of axes [begin, end)
+    return std::accumulate(begin_ + begin, begin_ + end, int64_t(1), std::multiplies<>());
+  }
   int64_t operator[](size_t i) const { return begin_[i]; }
   bool operator==(const Sizes& other) const {
     return rank_ == other.rank_ && std::equal(begin_, begin_ + rank_, other.begin_);

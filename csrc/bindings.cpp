@@ -278,8 +278,7 @@ void bind_rescale(py::module_& m) {
       if (vx->rank() == 0) call.fail("x has no rows: shape " + text(vx->shape()));
       samples = vy->rank() == 0 ? 0 : vy->dim(0);
       v_rows = call.in_int32("rows", rows, {samples});
-      size = 1;
-      for (size_t i = 1; i < shape.size(); ++i) size *= shape[i];
+      size = Sizes(shape).product(1, shape.size());
       shape[0] = samples;
       check_indices(call, "row", v_rows, vx->dim(0), stream);
     }
@@ -295,16 +294,14 @@ void bind_rescale(py::module_& m) {
 
 // x (N, ..., length, ...) and y (N, ..., outputs, ...), which differ along the axis alone.
 ResampleShape resample_shape(const Call& call, const ArrayView* x, const ArrayView* y, int64_t axis, int64_t taps) {
-  const auto size = size_t(axis);
   if (axis < 1 || axis >= x->rank()) call.fail("axis " + std::to_string(axis) + " is none of " + text(x->shape()));
+  const auto at = size_t(axis);
   Dims shape = x->shape().dims();
-  if (y->rank() == x->rank()) shape[size] = y->dim(int(axis));
+  if (y->rank() == x->rank()) shape[at] = y->dim(int(axis));
   if (!(y->shape() == Sizes(shape)))
     call.fail(std::string(y->name()) + " must have shape " + text(shape) + ", got " + text(y->shape()));
-  ResampleShape s{shape[0], 1, x->dim(int(axis)), 1, shape[size], taps};
-  for (size_t i = 1; i < size; ++i) s.repeat *= shape[i];
-  for (size_t i = size + 1; i < shape.size(); ++i) s.inner *= shape[i];
-  return s;
+  const Sizes sizes = x->shape();
+  return {sizes[0], sizes.product(1, at), sizes[at], sizes.product(at + 1, sizes.size()), shape[at], taps};
 }
 
 void bind_resample(py::module_& m) {

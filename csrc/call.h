@@ -157,9 +157,7 @@ inline Matrix as_batch(const Call& call, const ArrayView* v) {
   const Sizes shape = v->shape();
   if (shape.size() == 0 || (v->size() == 0 && shape[0] != 0))
     call.fail(std::string(v->name()) + " has nothing to average: shape " + text(shape));
-  int64_t cols = 1;
-  for (size_t i = 1; i < shape.size(); ++i) cols *= shape[i];
-  return {shape[0], cols};
+  return {shape[0], shape.product(1, shape.size())};
 }
 
 }  // namespace fastnn
