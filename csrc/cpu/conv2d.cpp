@@ -27,8 +27,8 @@ constexpr int64_t kPanelBytes = 256 * 1024;  // of b's panels that a tile passes
 // One class of rows by one class of columns: pixels that share their taps.
 struct Block {
   const AxisClass *rows, *cols;
-  int64_t pixels;              // over the whole batch
-  int64_t first_item, chunks;  // its chunks, among the items
+  Parts chunks;        // of its pixels over the whole batch
+  int64_t first_item;  // its first chunk's, among the items
 };
 
 // out = relu?(bias + gather of source by b's taps): every pixel of a block is a row of the tile.
@@ -45,8 +45,8 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
   for (int64_t k = 0; k < blocks; ++k) {
     const AxisClass &rows = plan.rows[k / plan.cols.size()], &cols = plan.cols[k % plan.cols.size()];
     const int64_t pixels = n * int64_t(rows.out.size() * cols.out.size());
-    block[k] = {&rows, &cols, pixels, items, ceil_div(pixels, chunk)};
-    items += block[k].chunks;
+    block[k] = {&rows, &cols, Parts(pixels, ceil_div(pixels, chunk), kRows), items};
+    items += block[k].chunks.count();
   }
 
   // As many panels at a time as stay in L2: a tile's pixels come from L1 for all but the first, and y is written in a row.
@@ -55,8 +55,7 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     const Block* at = &block.back();
     while (item < at->first_item) --at;
     const AxisClass &rows = *at->rows, &cols = *at->cols;
-    const int64_t index = item - at->first_item, begin = at->pixels * index / at->chunks;
-    const int64_t count = at->pixels * (index + 1) / at->chunks - begin;
+    const int64_t begin = at->chunks.begin(item - at->first_item), count = at->chunks.end(item - at->first_item) - begin;
 
     const T* source_pixel[kRows * kChunk];
     T* out_pixel[kRows * kChunk];

@@ -34,6 +34,7 @@ struct Cut {
   bool packed;             // whether rows are packed
   bool alone;              // whether each thread packs b's panels for itself, each when it first comes to it
   int64_t chunks, groups;  // of rows, of panels
+  Parts rows;              // the chunks
   Cut(const GemmShape& s, const Panels<T>& panels_of_b, const T* b, int64_t threads) {
     const int64_t panels = panels_of_b.count();
     packed = s.transpose_a || panels >= kPacked;
@@ -55,6 +56,7 @@ struct Cut {
     if (chunks >= 4 * threads) chunks = ceil_div(chunks, threads) * threads;
     // Rows that are not packed gain nothing by more panels than are worth it.
     if (!packed) groups = std::max<int64_t>(panels / worth(s.m / chunks), 1);
+    rows = Parts(s.m, chunks, height);
   }
   int64_t items() const { return chunks * groups; }
   // Neighbours share what is packed: columns of b, or, where they are many, rows of a.
@@ -88,7 +90,7 @@ class Worker {
  public:
   Worker(const Product<T>& g, const Cut<T>& cut)
       : g_(g), cut_(cut), blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)), panel_(g.s.k * kCols<T>) {
-    const int64_t panels = g.panels.count(), count = ceil_div(g.s.m, cut.chunks);
+    const int64_t panels = g.panels.count(), count = cut.rows.most();
     const int64_t sums = blocks_ > 1 ? count * ceil_div(panels, cut.groups) * kCols<T> : 0;
     const int64_t rows = cut.packed ? ceil_div(count * ceil_div(g.s.k, blocks_), kAlign<T>) * kAlign<T> + kAlign<T> : 0;
     memory_.reset(new T[size_t(kAlign<T> + sums + rows + (cut.alone ? panels * panel_ : 0))]);
@@ -118,7 +120,7 @@ class Worker {
       for (int64_t panel = left; panel < right; ++panel) {
         select(t, panel);
         // Each tile brings its part of the next panel.
-        const bool fetches = kFetchesNext && !cut_.alone && panel + 1 < right && panel + 1 >= g_.panels.first_packed;
+        const bool fetches = !cut_.alone && panel + 1 < right && panel + 1 >= g_.panels.first_packed;
         t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
         const auto next_rows = [&](int64_t begin) {
           t.y = y_rows + begin, t.c = g_.c ? c_rows + begin : nullptr;
@@ -190,7 +192,7 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
       cut.items(), [&] { return Worker<T>(g, cut); },
       [&](Worker<T>& worker, int64_t item) {
         const int64_t chunk = cut.chunk(item), group = cut.group(item);
-        const int64_t first = s.m * chunk / cut.chunks, count = s.m * (chunk + 1) / cut.chunks - first;
+        const int64_t first = cut.rows.begin(chunk), count = cut.rows.end(chunk) - first;
         worker.multiply(first, count, panels.count() * group / cut.groups, panels.count() * (group + 1) / cut.groups);
       });
 }

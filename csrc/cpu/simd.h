@@ -148,6 +148,21 @@ inline V<double> multiply_add(V<double> a, V<double> b, V<double> c) {
 #endif
 }
 
+// The same with the result in c's register, and a and b in others. GCC would take a or b's for it where those are free
+// afterwards, until it has to move sums to memory, and read b from memory twice.
+template <class T>
+inline V<T> multiply_add_to(V<T> c, V<T> a, V<T> b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+  else
+    asm("vfmadd231pd %2, %1, %0" : "+x"(c) : "x"(a), "x"(b));
+  return c;
+#else
+  return multiply_add(a, b, c);
+#endif
+}
+
 // The same with a number from memory. Where the machine has it, the instruction itself loads and broadcasts it, without a
 // register in between; the compiler would load once for two uses.
 template <class T>

@@ -69,15 +69,19 @@ constexpr auto tile_table(std::integer_sequence<int, M...>) {
 template <class T, bool Gathered>
 void run_tile(int64_t m, const TileArgs<T>& t) {
   using Rows = std::make_integer_sequence<int, Gathered ? kRows : kAdjacentRows>;
-  constexpr Layout kPacked = Gathered ? Layout::kGatheredPacked : Layout::kAdjacent;
-  static constexpr auto wide = tile_table<T, kPacked, true>(Rows{});
-  static constexpr auto narrow = tile_table<T, kPacked, false>(Rows{});
+  constexpr Layout kLayout = Gathered ? Layout::kGatheredPacked : Layout::kAdjacent;
+  static constexpr auto wide = tile_table<T, kLayout, true>(Rows{});
+  static constexpr auto narrow = tile_table<T, kLayout, false>(Rows{});
   if constexpr (Gathered) {
     static constexpr auto in_place = tile_table<T, Layout::kGathered, true>(Rows{});
     if (t.ldb != kCols<T>) return in_place.data()[m - 1](t);
-  } else if constexpr (kFetchesNext) {
+  } else {
     static constexpr auto ahead = tile_table<T, Layout::kAdjacentAhead, true>(Rows{});
     if (t.next) return ahead.data()[m - 1](t);
+    if constexpr (kUnroll > 1) {
+      static constexpr auto packed = tile_table<T, Layout::kAdjacentPacked, true>(Rows{});
+      if (t.step == m && t.n > simd::kWidth<T>) return packed.data()[m - 1](t);
+    }
   }
   (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);
 }

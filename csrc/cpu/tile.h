@@ -11,6 +11,7 @@
 // or the element's place in it: so results do not depend on how work is cut into tiles.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "simd.h"
@@ -50,17 +51,17 @@ constexpr int kRows = simd::kRegisters == 32 ? 12 : 6;          // gathered: as 
 constexpr int kAdjacentRows = simd::kRegisters == 32 ? 14 : 6;  // adjacent
 template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
+constexpr int kUnroll = simd::kBytes == 64 ? 1 : 4;
 constexpr int kAhead = 8;     // rows of b
 constexpr int kBetween = 16;  // terms from one row of y that is fetched to the next
-// Whether tiles fetch what comes next. Those of shorter vectors would take more time for it than they save.
-constexpr bool kFetchesNext = simd::kBytes == 64;
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
               "accumulators, one row of b and one element of a stay in registers");
 
 // Where the tile reads a and b from. Addresses are registers, and 12 of them leave two: rows gathered against a packed b
 // (ldb is kCols) stay where they are, and a run has a limit of its own; against another b, they are moved to each run's
-// end, up to which k counts. kAdjacentAhead is kAdjacent with a `next`.
-enum class Layout { kGatheredPacked, kGathered, kAdjacent, kAdjacentAhead };
+// end, up to which k counts. Adjacent rows that were packed have nothing between them (step is M); kAdjacentAhead are such
+// with a `next`.
+enum class Layout { kGatheredPacked, kGathered, kAdjacent, kAdjacentPacked, kAdjacentAhead };
 
 // Brings the lines of row i of y, which the tile will write, into L1.
 template <class T, bool Wide>
@@ -72,7 +73,7 @@ template <class T, bool Wide>
 // Whether rows of y are fetched one now and then while the sum runs: all at once, they would hold up a long one. In the
 // layouts that most of the time goes into.
 template <Layout L>
-constexpr bool kMayFetchLate = kFetchesNext && (L == Layout::kAdjacentAhead || L == Layout::kGatheredPacked);
+constexpr bool kMayFetchLate = simd::kBytes == 64 && (L == Layout::kAdjacentAhead || L == Layout::kGatheredPacked);
 template <int M, Layout L, class T>
 [[gnu::always_inline]] inline bool fetches_late(const TileArgs<T>& t) {
   return kMayFetchLate<L> && t.y && !t.stop && t.runs->length >= M * kBetween;
@@ -85,7 +86,7 @@ template <class T, int M, Layout L, bool Wide>
   using V = simd::V<T>;
   constexpr int W = simd::kWidth<T>;
   constexpr bool kFetches = L == Layout::kAdjacentAhead, kToEnd = L == Layout::kGathered,
-                 kAdjacent = L == Layout::kAdjacent || kFetches;
+                 kPacked = L == Layout::kAdjacentPacked || kFetches, kAdjacent = L == Layout::kAdjacent || kPacked;
 #pragma GCC unroll 14
   for (int i = 0; i < M; ++i) sum0[i] = sum1[i] = V{};
   if (t.start) {
@@ -96,7 +97,7 @@ template <class T, int M, Layout L, bool Wide>
     }
   }
 
-  const int64_t step = t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
+  const int64_t step = kPacked ? M : t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
   int fetched = fetches_late<M, L>(t) ? 0 : M;  // rows of y
   const T* next = t.next;
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
@@ -107,25 +108,32 @@ template <class T, int M, Layout L, bool Wide>
     const T* b = t.b + run->b * ldb;
     int64_t k = run->a - from;
     const auto sum_until = [&](int64_t stop) __attribute__((always_inline)) {
-      for (; k != stop; ++k, b += ldb) {
-        if constexpr (kFetches) simd::prefetch_l2(next), next += t.next_step;
+      const auto term = [&](int64_t k, const T* b) __attribute__((always_inline)) {
+        if (kUnroll > 1) asm volatile("" ::: "memory");
         // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
-        simd::prefetch(b + kAhead * ldb);
+        if (simd::kBytes == 64) simd::prefetch(b + kAhead * ldb);
         if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
         const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
         for (int i = 0; i < M; ++i) {
           const T* const element = kAdjacent ? &a[0][k * step + i] : &a[i][k];
-          if (kAdjacent && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
+          if (kAdjacent && simd::kBytes == 64 && i % 3 == 2) {  // as many as there are loads to spare: micro-ops are scarcer
             sum0[i] = simd::multiply_add(element, b0, sum0[i]);
             if (Wide) sum1[i] = simd::multiply_add(element, b1, sum1[i]);
           } else {
             const V x = simd::broadcast(*element);
-            sum0[i] = simd::multiply_add(x, b0, sum0[i]);
-            if (Wide) sum1[i] = simd::multiply_add(x, b1, sum1[i]);
+            sum0[i] = simd::multiply_add_to<T>(sum0[i], x, b0);
+            if (Wide) sum1[i] = simd::multiply_add_to<T>(sum1[i], x, b1);
           }
         }
+      };
+      for (; stop - k >= kUnroll; k += kUnroll, b += kUnroll * ldb) {
+        if constexpr (kFetches) simd::prefetch_l2(next), next += kUnroll * t.next_step;
+#pragma GCC unroll 4
+        for (int u = 0; u < kUnroll; ++u) term(k + u, b + u * ldb);
       }
+      if (kUnroll > 1)
+        for (; k != stop; ++k, b += ldb) term(k, b);
     };
     if constexpr (kMayFetchLate<L>)
       for (; fetched < M; ++fetched) {
@@ -151,5 +159,20 @@ inline void for_tiles(int64_t rows, F f) {
   const int64_t tiles = ceil_div(rows, Height);
   for (int64_t i = 0; i < tiles; ++i) f(rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles);
 }
+
+// Rows in so many parts of nearly the same size. Of whole tiles, where a part has several: but for the last one's end.
+class Parts {
+ public:
+  Parts() = default;
+  Parts(int64_t rows, int64_t count, int64_t height)
+      : rows_(rows), count_(count), unit_(ceil_div(rows, height) >= 4 * count ? height : 1) {}
+  int64_t begin(int64_t part) const { return std::min(ceil_div(rows_, unit_) * part / count_ * unit_, rows_); }
+  int64_t end(int64_t part) const { return begin(part + 1); }
+  int64_t most() const { return ceil_div(ceil_div(rows_, unit_), count_) * unit_; }
+  int64_t count() const { return count_; }
+
+ private:
+  int64_t rows_ = 0, count_ = 1, unit_ = 1;
+};
 
 }  // namespace fastnn::FASTNN_TARGET
