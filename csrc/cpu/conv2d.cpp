@@ -22,6 +22,7 @@ void add_conv2d_backward_w(Kernels&);
 namespace {
 
 constexpr int64_t kChunk = 8;                // row tiles of pixels per item at the most
+constexpr int64_t kItems = 16;               // that chunks of few pixels are shared out into
 constexpr int64_t kPanelBytes = 256 * 1024;  // of b's panels that a tile passes by in turn
 
 // One class of rows by one class of columns: pixels that share their taps.
@@ -49,9 +50,13 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     items += block[k].chunks.count();
   }
 
+  // Few chunks are shared out by panels, too.
+  const int64_t shares = std::clamp<int64_t>(kItems / std::max<int64_t>(items, 1), 1, std::max<int64_t>(panels.count(), 1));
   // As many panels at a time as stay in L2: a tile's pixels come from L1 for all but the first, and y is written in a row.
   const int64_t group = std::max<int64_t>(kPanelBytes / (panels.rows * kCols<T> * int64_t(sizeof(T)) + 1), 1);
-  parallel_for(items, [&](int64_t item) {
+  parallel_for(items * shares, [&](int64_t share_of_item) {
+    const int64_t item = share_of_item / shares, share = share_of_item % shares;
+    const int64_t first_panel = panels.count() * share / shares, end_panel = panels.count() * (share + 1) / shares;
     const Block* at = &block.back();
     while (item < at->first_item) --at;
     const AxisClass &rows = *at->rows, &cols = *at->cols;
@@ -70,8 +75,8 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     std::vector<Run> runs(kh * kw);
     TileArgs<T> t{};
     t.runs = runs.data(), t.run_count = make_runs(rows, cols, source, kw, runs.data()), t.bias = bias, t.relu = relu;
-    for (int64_t begin = 0; begin < panels.count(); begin += group) {
-      const int64_t end = std::min(begin + group, panels.count());
+    for (int64_t begin = first_panel; begin < end_panel; begin += group) {
+      const int64_t end = std::min(begin + group, end_panel);
       for_tiles(count, [&](int64_t first, int64_t m) {
         t.rows = source_pixel + first, t.y = out_pixel + first;
         for (int64_t panel = begin; panel < end; ++panel) {

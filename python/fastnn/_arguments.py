@@ -44,7 +44,7 @@ def array(op: str, name: str, array: Array, dtypes: Sequence[np.dtype[Any]] = FL
 
 def is_number(array: Array) -> bool:
     """Whether of a type that rescale reads."""
-    return array.dtype in NUMBERS and array.dtype.isnative
+    return array.dtype in NUMBERS  # which another byte order is not
 
 
 def integer(op: str, name: str, value: object) -> int:

@@ -85,7 +85,8 @@ class Data(NamedTuple):
 
 def check_inputs(model: Sequential, samples: Any) -> Array:
     """Samples (N, ...) of real numbers that fit the model, which is built for them if it has no shape yet."""
-    x: Array = samples if isinstance(samples, model.xp.ndarray) else _backend.to_host(samples)
+    there = isinstance(samples, np.ndarray if model.device == "cpu" else model.xp.ndarray)
+    x: Array = samples if there else _backend.to_host(samples)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
     shape = x.shape
@@ -93,7 +94,7 @@ def check_inputs(model: Sequential, samples: Any) -> Array:
         raise ValueError(f"x must hold at least one sample, got shape {shape}")
     if not model.built:
         model.build((None, *shape[1:]))
-    if shape[1:] != (sample := model.input_shape[1:]):
+    if shape[1:] != (sample := model._input_shape or ()):
         raise ValueError(f"the model takes x of shape ({', '.join(('N', *map(str, sample)))}), got {shape}")
     return x
 

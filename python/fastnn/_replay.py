@@ -358,7 +358,9 @@ class Replays(Generic[R]):
         comes but once is not worth a recording.
         """
         kind, size = self._kinds.get(model.device), len(x if rows is None else rows)
-        if kind is None or not model.jit_compile or self._refused.get(size) is model.blocks:
+        if kind is None or not model.jit_compile:
+            return None
+        if self._refused and self._refused.get(size) is model.blocks:
             return None
         stored = (x.dtype.char, None if rows is None else x.shape) if readable(x, rows) else None
         key = size, _backend.stream(model.device), stored

@@ -275,8 +275,9 @@ class Sequential:
 
     def _infer(self, x: Array, count: int = 1) -> Array:
         """y of `count` batches of one size, or of the first alone where there is Python to be done for each."""
-        x, size = self.xp.asarray(x), len(x) // count
-        first = x[:size]
+        if self.device != "cpu":
+            x = self.xp.asarray(x)
+        first = x[: len(x) // count] if count > 1 else x
         replay = self._replays.take(self, first)
         try:
             if count > 1 and replay and replay.alone:
