@@ -119,8 +119,8 @@ class Worker {
       if (cut_.packed) pack_rows(s, g_.a, first, count, k, depth, rows_);
       for (int64_t panel = left; panel < right; ++panel) {
         select(t, panel);
-        // Each tile brings its part of the next panel.
-        const bool fetches = !cut_.alone && panel + 1 < right && panel + 1 >= g_.panels.first_packed;
+        // Each tile brings its part of the next panel; both are packed then.
+        const bool fetches = !cut_.alone && panel + 1 < right && panel >= g_.panels.first_packed;
         t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
         const auto next_rows = [&](int64_t begin) {
           t.y = y_rows + begin, t.c = g_.c ? c_rows + begin : nullptr;

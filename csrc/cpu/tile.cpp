@@ -80,7 +80,7 @@ void run_tile(int64_t m, const TileArgs<T>& t) {
     if (t.next) return ahead.data()[m - 1](t);
     if constexpr (kUnroll > 1) {
       static constexpr auto packed = tile_table<T, Layout::kAdjacentPacked, true>(Rows{});
-      if (t.step == m && t.n > simd::kWidth<T>) return packed.data()[m - 1](t);
+      if (t.step == m && t.ldb == kCols<T> && t.n > simd::kWidth<T>) return packed.data()[m - 1](t);
     }
   }
   (t.n > simd::kWidth<T> ? wide : narrow).data()[m - 1](t);

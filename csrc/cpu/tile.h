@@ -51,7 +51,9 @@ constexpr int kRows = simd::kRegisters == 32 ? 12 : 6;          // gathered: as 
 constexpr int kAdjacentRows = simd::kRegisters == 32 ? 14 : 6;  // adjacent
 template <class T>
 constexpr int kCols = 2 * simd::kWidth<T>;
-constexpr int kUnroll = simd::kBytes == 64 ? 1 : 4;
+// Terms of one round of the loop. AVX2's tile is small, so that counting would cost it most: beside the multiply-adds a
+// processor has to take in as few instructions as possible, all the more where two threads share it.
+constexpr int kUnroll = simd::kBytes == 32 ? 4 : 1;
 constexpr int kAhead = 8;     // rows of b
 constexpr int kBetween = 16;  // terms from one row of y that is fetched to the next
 static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
@@ -97,9 +99,11 @@ template <class T, int M, Layout L, bool Wide>
     }
   }
 
-  const int64_t step = kPacked ? M : t.step, ldb = L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
+  const int64_t step = kPacked ? M : t.step, ldb = kPacked || L == Layout::kGatheredPacked ? kCols<T> : t.ldb;
   int fetched = fetches_late<M, L>(t) ? 0 : M;  // rows of y
   const T* next = t.next;
+  const int64_t next_step = t.next_step;
+  const bool several_lines = kUnroll * next_step * int64_t(sizeof(T)) > 64;  // in a round
   for (const Run* run = t.runs; run != t.runs + t.run_count; ++run) {
     const int64_t from = kToEnd ? run->a + run->length : kAdjacent ? run->a : 0, end = run->a + run->length - from;
     const T* a[M];
@@ -109,9 +113,9 @@ template <class T, int M, Layout L, bool Wide>
     int64_t k = run->a - from;
     const auto sum_until = [&](int64_t stop) __attribute__((always_inline)) {
       const auto term = [&](int64_t k, const T* b) __attribute__((always_inline)) {
-        if (kUnroll > 1) asm volatile("" ::: "memory");
+        if (kUnroll > 1) asm volatile("" ::: "memory");  // or all loads would come first, in registers that there are not
         // Sums over many rows of b come from far away, and the processor's own prefetching stops at each page.
-        if (simd::kBytes == 64) simd::prefetch(b + kAhead * ldb);
+        if (kUnroll == 1 || L == Layout::kAdjacent) simd::prefetch(b + kAhead * ldb);
         if (Wide && simd::kBytes == 64) simd::prefetch(b + kAhead * ldb + W);
         const V b0 = simd::load(b), b1 = Wide ? simd::load(b + W) : V{};
 #pragma GCC unroll 14
@@ -128,7 +132,12 @@ template <class T, int M, Layout L, bool Wide>
         }
       };
       for (; stop - k >= kUnroll; k += kUnroll, b += kUnroll * ldb) {
-        if constexpr (kFetches) simd::prefetch_l2(next), next += kUnroll * t.next_step;
+        if constexpr (kFetches) {
+          simd::prefetch_l2(next);
+          if (several_lines)
+            for (int u = 1; u < kUnroll; ++u) simd::prefetch_l2(next + u * next_step);
+          next += kUnroll * next_step;
+        }
 #pragma GCC unroll 4
         for (int u = 0; u < kUnroll; ++u) term(k + u, b + u * ldb);
       }
