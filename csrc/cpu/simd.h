@@ -199,10 +199,16 @@ template <class T>
 inline void store_bytes(uint8_t* p, Integers<T> v, int64_t n) {
   typedef uint8_t Bytes __attribute__((vector_size(kWidth<T>)));
   Bytes bytes;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__)  // the compiler would take them out one by one
   // With a mask because GCC 12 warns of its own header else.
   const __m128i low =
       sizeof(T) == 4 ? _mm512_maskz_cvtepi32_epi8(0xffff, __m512i(v)) : _mm512_maskz_cvtepi64_epi8(0xff, __m512i(v));
+  std::memcpy(&bytes, &low, sizeof bytes);
+#elif defined(__AVX2__)  // again
+  const __m128i half = _mm256_castsi256_si128(__m256i(v)), other = _mm256_extracti128_si256(__m256i(v), 1);
+  const __m128i words = __m128i(_mm_shuffle_ps(__m128(half), __m128(other), 0x88));  // the lower ones of 64-bit integers
+  const __m128i shorts = sizeof(T) == 4 ? _mm_packus_epi32(half, other) : _mm_packus_epi32(words, words);
+  const __m128i low = _mm_packus_epi16(shorts, shorts);
   std::memcpy(&bytes, &low, sizeof bytes);
 #else
   bytes = __builtin_convertvector(v, Bytes);
@@ -216,7 +222,7 @@ inline void store_bytes(uint8_t* p, Integers<T> v, int64_t n) {
 // The first min(n, kWidth) bytes as integers, the others as zero.
 template <class T>
 inline Integers<T> load_bytes(const uint8_t* p, int64_t n) {
-#if defined(__AVX512F__)  // the compiler would take them out one by one
+#if defined(__AVX512F__)  // again
   const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16((1u << std::min(n, int64_t(kWidth<T>))) - 1), p);
   return Integers<T>(sizeof(T) == 4 ? _mm512_maskz_cvtepu8_epi32(0xffff, bytes) : _mm512_maskz_cvtepu8_epi64(0xff, bytes));
 #else
