@@ -41,8 +41,8 @@ struct TileArgs {
   bool relu = false;
   const T* start = nullptr;  // sums to go on from, M rows of kCols; null: zeros
   T* stop = nullptr;         // where to leave the sums for another call to go on from; null: they are whole, write y
-  // Rows that are adjacent: what a tile after this one will read, fetched into L2 meanwhile, next_step elements with each k.
-  // Null: nothing.
+  // Rows that are adjacent and packed, against a packed b: what a tile after this one will read, fetched into L2 meanwhile,
+  // next_step elements with each k. Null: nothing.
   const T* next = nullptr;
   int64_t next_step = 0;
 };
@@ -61,8 +61,8 @@ static_assert(2 * kAdjacentRows + 3 <= simd::kRegisters,
 
 // Where the tile reads a and b from. Addresses are registers, and 12 of them leave two: rows gathered against a packed b
 // (ldb is kCols) stay where they are, and a run has a limit of its own; against another b, they are moved to each run's
-// end, up to which k counts. Adjacent rows that were packed have nothing between them (step is M); kAdjacentAhead are such
-// with a `next`.
+// end, up to which k counts. Adjacent rows that were packed have nothing between them (step is M), and meet a packed b in
+// kAdjacentPacked; kAdjacentAhead is that with a `next`.
 enum class Layout { kGatheredPacked, kGathered, kAdjacent, kAdjacentPacked, kAdjacentAhead };
 
 // Brings the lines of row i of y, which the tile will write, into L1.
