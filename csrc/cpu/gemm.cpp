@@ -31,10 +31,10 @@ Panels<T> panels_of_b(const GemmShape& s) {
 // How y is cut into items, for so many threads; no bit of the result depends on it.
 template <class T>
 struct Cut {
-  bool packed;             // whether rows are packed
-  bool alone;              // whether each thread packs b's panels for itself, each when it first comes to it
-  int64_t chunks, groups;  // of rows, of panels
-  Parts rows;              // the chunks
+  bool packed;     // whether rows are packed
+  bool alone;      // whether each thread packs b's panels for itself, each when it first comes to it
+  int64_t groups;  // of panels
+  Parts rows;      // in chunks
   Cut(const GemmShape& s, const Panels<T>& panels_of_b, const T* b, int64_t threads) {
     const int64_t panels = panels_of_b.count();
     packed = s.transpose_a || panels >= kPacked;
@@ -51,17 +51,17 @@ struct Cut {
     // Items for threads that are not equally fast; but where b is too large for the caches, each chunk fetches it again.
     const int64_t items = s.k * s.n * int64_t(sizeof(T)) > kCached ? threads : threads > 1 ? 8 * threads : 4;
     const int64_t chunk = std::clamp<int64_t>(ceil_div(tiles * groups, items), 2, kChunk);
-    chunks = tiles < 4 ? 1 : ceil_div(tiles, chunk);
+    int64_t chunks = tiles < 4 ? 1 : ceil_div(tiles, chunk);
     // As many for each thread, where that makes them little smaller.
     if (chunks >= 4 * threads) chunks = ceil_div(chunks, threads) * threads;
     // Rows that are not packed gain nothing by more panels than are worth it.
     if (!packed) groups = std::max<int64_t>(panels / worth(s.m / chunks), 1);
     rows = Parts(s.m, chunks, height);
   }
-  int64_t items() const { return chunks * groups; }
+  int64_t items() const { return rows.count() * groups; }
   // Neighbours share what is packed: columns of b, or, where they are many, rows of a.
-  int64_t chunk(int64_t item) const { return packed ? item % chunks : item / groups; }
-  int64_t group(int64_t item) const { return packed ? item / chunks : item % groups; }
+  int64_t chunk(int64_t item) const { return packed ? item % rows.count() : item / groups; }
+  int64_t group(int64_t item) const { return packed ? item / rows.count() : item % groups; }
 };
 
 template <class T>

@@ -85,8 +85,7 @@ class Data(NamedTuple):
 
 def check_inputs(model: Sequential, samples: Any) -> Array:
     """Samples (N, ...) of real numbers that fit the model, which is built for them if it has no shape yet."""
-    there = isinstance(samples, np.ndarray if model.device == "cpu" else model.xp.ndarray)
-    x: Array = samples if there else _backend.to_host(samples)
+    x: Array = samples if isinstance(samples, model.xp.ndarray) else _backend.to_host(samples)
     if x.dtype.kind not in "fiub":
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}")
     shape = x.shape
