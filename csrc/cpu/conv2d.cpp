@@ -32,10 +32,12 @@ struct Block {
   int64_t first_item;  // its first chunk's, among the items
 };
 
-// out = relu?(bias + gather of source by b's taps): every pixel of a block is a row of the tile.
+// out = relu?(bias + gather of source by b's taps): every pixel of a block is a row of the tile. b's panels are packed in
+// `workspace`, or, where that is null, by each thread for itself.
 template <class T>
 void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const Image& source, const Image& out, const T* x,
-                 const T* b, const Panels<T>& panels, T* workspace, const T* bias, bool relu, T* y) {
+                 const T* b, const Panels<T>& panels, const PackPanel<T>& pack, T* workspace, const T* bias, bool relu,
+                 T* y) {
   const int64_t blocks = int64_t(plan.rows.size() * plan.cols.size());
   const int64_t tiles = n * out.h * out.w / kRows;
   const int64_t chunk = kRows * std::clamp<int64_t>(tiles / 32, 1, kChunk);  // by the shape alone, for the bits' sake
@@ -50,12 +52,13 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     items += block[k].chunks.count();
   }
 
-  // Few chunks are shared out by panels, too.
+  // Few chunks are shared out by panels, too: a thread has all chunks for some panels, rather than all panels.
   const int64_t shares = std::clamp<int64_t>(kItems / std::max<int64_t>(items, 1), 1, std::max<int64_t>(panels.count(), 1));
   // As many panels at a time as stay in L2: a tile's pixels come from L1 for all but the first, and y is written in a row.
   const int64_t group = std::max<int64_t>(kPanelBytes / (panels.rows * kCols<T> * int64_t(sizeof(T)) + 1), 1);
-  parallel_for(items * shares, [&](int64_t share_of_item) {
-    const int64_t item = share_of_item / shares, share = share_of_item % shares;
+  const auto make_source = [&] { return PanelSource<T>(panels, b, workspace, pack); };
+  parallel_for(items * shares, make_source, [&](PanelSource<T>& packed, int64_t item_of_share) {
+    const int64_t share = item_of_share / items, item = item_of_share % items;
     const int64_t first_panel = panels.count() * share / shares, end_panel = panels.count() * (share + 1) / shares;
     const Block* at = &block.back();
     while (item < at->first_item) --at;
@@ -66,11 +69,14 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     T* out_pixel[kRows * kChunk];
     const int64_t height = int64_t(rows.out.size()), width = int64_t(cols.out.size());
     int64_t j = begin % width, i = begin / width % height, image = begin / width / height;
-    for (int64_t p = 0; p < count; ++p) {
-      source_pixel[p] = x + source.at(image, rows.source[i], cols.source[j]);
-      out_pixel[p] = y + out.at(image, rows.out[i], cols.out[j]);
-      if (++j == width) j = 0, ++i;
-      if (i == height) i = 0, ++image;
+    for (int64_t p = 0; p < count; j = 0) {
+      const T* const source_row = x + source.at(image, rows.source[i], 0);
+      T* const out_row = y + out.at(image, rows.out[i], 0);
+      for (const int64_t end = std::min(count, p + width - j); p < end; ++p, ++j) {
+        source_pixel[p] = source_row + cols.source[j] * source.c;
+        out_pixel[p] = out_row + cols.out[j] * out.c;
+      }
+      if (++i == height) i = 0, ++image;
     }
     std::vector<Run> runs(kh * kw);
     TileArgs<T> t{};
@@ -80,7 +86,7 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
       for_tiles(count, [&](int64_t first, int64_t m) {
         t.rows = source_pixel + first, t.y = out_pixel + first;
         for (int64_t panel = begin; panel < end; ++panel) {
-          panels.select(t, b, workspace, panel);
+          packed.select(t, panel);
           run_tile<T, true>(m, t);
         }
       });
@@ -254,8 +260,12 @@ void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bo
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
-  pack_panels(panels, w, false, workspace);
-  gather_conv(s.n, plan_forward(s), s.kh, s.kw, source, out, x, w, panels, workspace, b, relu, y);
+  if (panels.packed_by_each(s.n * s.ho * s.wo, get_num_threads()))
+    workspace = nullptr;
+  else
+    pack_panels(panels, w, false, workspace);
+  gather_conv(s.n, plan_forward(s), s.kh, s.kw, source, out, x, w, panels, pack_panel_of(w, panels.rows, s.k, false),
+              workspace, b, relu, y);
 }
 
 template <class T>
@@ -275,12 +285,18 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
   if (Scatter<T>::pays(s)) return scatter_conv(s, Scatter<T>(s), dy, w, workspace, dx);
   const Panels<T> panels = backward_x_panels<T>(s);
   const int64_t taps = s.kh * s.kw;
-  parallel_for(panels.count() * taps, [&](int64_t item) {
-    const int64_t panel = item / taps, tap = item % taps;  // w's tap; the plan counts from the other end
-    pack_panel(w + tap * s.c * s.k, s.k, s.c, s.k, true, panel * kCols<T>,
-               panels.packed(workspace, panel) + (taps - 1 - tap) * s.k * kCols<T>);
-  });
-  gather_conv<T>(s.n, plan_backward_x(s), s.kh, s.kw, source, out, dy, w, panels, workspace, nullptr, false, dx);
+  const auto pack_tap = [&](int64_t panel, int64_t tap, T* packed) {  // w's tap; the plan counts from the other end
+    pack_panel(w + tap * s.c * s.k, s.k, s.c, s.k, true, panel * kCols<T>, packed + (taps - 1 - tap) * s.k * kCols<T>);
+  };
+  const PackPanel<T> pack = [&](int64_t panel, T* packed) {
+    for (int64_t tap = 0; tap < taps; ++tap) pack_tap(panel, tap, packed);
+  };
+  if (panels.packed_by_each(s.n * s.h * s.w, get_num_threads()))
+    workspace = nullptr;
+  else
+    parallel_for(panels.count() * taps,
+                 [&](int64_t item) { pack_tap(item / taps, item % taps, panels.packed(workspace, item / taps)); });
+  gather_conv<T>(s.n, plan_backward_x(s), s.kh, s.kw, source, out, dy, w, panels, pack, workspace, nullptr, false, dx);
 }
 
 template <class T>

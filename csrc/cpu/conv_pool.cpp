@@ -22,6 +22,7 @@ int64_t coordinates(int64_t begin, int64_t end, int64_t stride, int64_t pad, int
   return count;
 }
 
+constexpr int64_t kItems = 16;    // that few blocks are shared out into
 constexpr int64_t kPixels = 192;  // of the convolution's output that a block has, unless one window has more
 static_assert(kMaxPositions <= 256);
 
@@ -144,15 +145,15 @@ bool pools_in_registers(const Geometry& g) {
          (kRows % kPooled == 0 || s.kh * s.kw * s.c <= 128);
 }
 
-// A block of one image's windows.
+// A block of one image's windows, and some of the panels.
 struct WindowBlock {
-  int64_t n, first_i, end_i, first_j, end_j;
+  int64_t n, first_i, end_i, first_j, end_j, first_panel, end_panel;
 };
 
 // The block by pool_tile, panel by panel; t has all but the rows and what belongs to a panel.
 template <class T>
-void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels<T>& panels, const T* x, const T* w,
-                       T* workspace, TileArgs<T> t, T* y, uint8_t* argmax) {
+void pool_in_registers(const Geometry& g, const WindowBlock& block, const T* x, PanelSource<T>& panels, TileArgs<T> t, T* y,
+                       uint8_t* argmax) {
   const Pool2dShape& p = g.pool;
   const T* source[kPixels];
   int64_t to[kPixels / kPooled], windows = 0;
@@ -168,8 +169,8 @@ void pool_in_registers(const Geometry& g, const WindowBlock& block, const Panels
       to[windows++] = ((block.n * p.ho + i) * p.wo + j) * p.c;
     }
   }
-  for (int64_t panel = 0; panel < panels.count(); ++panel) {
-    panels.select(t, w, workspace, panel);
+  for (int64_t panel = block.first_panel; panel < block.end_panel; ++panel) {
+    panels.select(t, panel);
     for (int64_t first = 0; first < windows; first += kWindowsOfTile) {
       t.rows = source + first * kPooled;
       run_pool_tile(std::min<int64_t>(windows - first, kWindowsOfTile), t, to + first, y, argmax);
@@ -200,7 +201,10 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
-  pack_panels(panels, w, false, workspace);
+  if (panels.packed_by_each(s.n * s.ho * s.wo, get_num_threads()))
+    workspace = nullptr;
+  else
+    pack_panels(panels, w, false, workspace);
   const Geometry g(shape);
   const Blocks blocks(p);
   const size_t col_classes = g.plan.cols.size(), classes = g.plan.rows.size() * col_classes;
@@ -211,14 +215,21 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
         make_runs(g.plan.rows[c / col_classes], g.plan.cols[c % col_classes], g.x, s.kw, &runs[c * size_t(s.kh * s.kw)]);
 
   const bool in_registers = pools_in_registers(g);
-  parallel_for(s.n * blocks.down * blocks.across, [&](int64_t item) {
+  const int64_t items = s.n * blocks.down * blocks.across;
+  // Few blocks are shared out by panels, too: a thread has all blocks for some panels, rather than all panels.
+  const int64_t shares = std::clamp<int64_t>(kItems / std::max<int64_t>(items, 1), 1, std::max<int64_t>(panels.count(), 1));
+  const PackPanel<T> pack = pack_panel_of(w, panels.rows, s.k, false);
+  const auto make_source = [&] { return PanelSource<T>(panels, w, workspace, pack); };
+  parallel_for(items * shares, make_source, [&](PanelSource<T>& packed, int64_t item_of_share) {
+    const int64_t share = item_of_share / items, item = item_of_share % items;
+    const int64_t first_panel = panels.count() * share / shares, end_panel = panels.count() * (share + 1) / shares;
     const int64_t n = item / (blocks.down * blocks.across), down = item / blocks.across % blocks.down;
     const int64_t first_i = down * blocks.rows, end_i = std::min(first_i + blocks.rows, p.ho);
     const int64_t first_j = item % blocks.across * blocks.cols, end_j = std::min(first_j + blocks.cols, p.wo);
     if (in_registers) {
       TileArgs<T> t{};
       t.runs = runs.data(), t.run_count = run_count[0], t.bias = b, t.relu = relu;
-      return pool_in_registers(g, {n, first_i, end_i, first_j, end_j}, panels, x, w, workspace, t, y, argmax);
+      return pool_in_registers(g, {n, first_i, end_i, first_j, end_j, first_panel, end_panel}, x, packed, t, y, argmax);
     }
 
     constexpr int64_t kMost = std::max(kPixels, kMaxPositions);
@@ -247,9 +258,9 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
       end[c] = count;
     }
 
-    for (int64_t panel = 0; panel < panels.count(); ++panel) {
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       TileArgs<T> t{};
-      panels.select(t, w, workspace, panel);
+      packed.select(t, panel);
       t.bias = b ? b + t.column : nullptr;
       t.column = 0;  // the buffer has this panel alone
       for (size_t c = 0; c < classes; ++c) {

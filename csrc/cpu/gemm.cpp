@@ -18,8 +18,6 @@ constexpr int64_t kChunk = 16;           // row tiles per item at the most
 constexpr int64_t kCached = 4 << 20;     // bytes of b that may be expected to stay in the caches
 constexpr int64_t kGroup = 16;           // panels per item at the least, unless threads have fewer of their own
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
-constexpr int64_t kOwn = 640 << 10;      // bytes of b that a thread may pack for itself
-constexpr int64_t kManyRows = 80;        // rows of a thread for which that pays
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
 
@@ -38,9 +36,8 @@ struct Cut {
   Cut(const GemmShape& s, const Panels<T>& panels_of_b, const T* b, int64_t threads) {
     const int64_t panels = panels_of_b.count();
     packed = s.transpose_a || panels >= kPacked;
-    // Where all of b stays in a thread's L2, and it has rows enough: then nobody waits, nor reads what another core wrote.
     const bool worthwhile = panels_of_b.first_packed == 0 || aligned(b) != b;
-    alone = packed && worthwhile && s.k * s.n * int64_t(sizeof(T)) <= kOwn && s.m >= kManyRows * threads;
+    alone = packed && worthwhile && panels_of_b.packed_by_each(s.m, threads);
     const int64_t height = packed ? kAdjacentRows : kRows, tiles = ceil_div(s.m, height);
     const auto worth = [&](int64_t rows) {  // panels that are worth a thread's while
       return std::max<int64_t>(kLeastWork / std::max<int64_t>(rows * s.k * kCols<T>, 1), 1);
@@ -72,6 +69,7 @@ struct Product {
   bool relu;
   T *y, *workspace;
   const Panels<T>& panels;
+  const PackPanel<T>& pack;
 };
 
 // Rows [first, first + count) of op(a), terms [k, k + depth): tile after tile, each with its rows side by side for one term
@@ -89,13 +87,15 @@ template <class T>
 class Worker {
  public:
   Worker(const Product<T>& g, const Cut<T>& cut)
-      : g_(g), cut_(cut), blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)), panel_(g.s.k * kCols<T>) {
-    const int64_t panels = g.panels.count(), count = cut.rows.most();
-    const int64_t sums = blocks_ > 1 ? count * ceil_div(panels, cut.groups) * kCols<T> : 0;
-    const int64_t rows = cut.packed ? ceil_div(count * ceil_div(g.s.k, blocks_), kAlign<T>) * kAlign<T> + kAlign<T> : 0;
-    memory_.reset(new T[size_t(kAlign<T> + sums + rows + (cut.alone ? panels * panel_ : 0))]);
-    sums_ = aligned(memory_.get()), rows_ = sums_ + sums, panels_ = rows_ + rows;
-    if (cut.alone) has_.reset(new bool[size_t(panels)]());
+      : g_(g),
+        cut_(cut),
+        panels_(g.panels, g.b, cut.alone ? nullptr : g.workspace, g.pack),
+        blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)) {
+    const int64_t count = cut.rows.most();
+    const int64_t sums = blocks_ > 1 ? count * ceil_div(g.panels.count(), cut.groups) * kCols<T> : 0;
+    const int64_t rows = cut.packed ? count * ceil_div(g.s.k, blocks_) + kAlign<T> : 0;
+    memory_.reset(new T[size_t(kAlign<T> + sums + rows)]);
+    sums_ = aligned(memory_.get()), rows_ = sums_ + sums;
   }
 
   // Rows [first, first + count) by panels [left, right).
@@ -118,7 +118,7 @@ class Worker {
       run = {0, k, depth};
       if (cut_.packed) pack_rows(s, g_.a, first, count, k, depth, rows_);
       for (int64_t panel = left; panel < right; ++panel) {
-        select(t, panel);
+        panels_.select(t, panel);
         // Each tile brings its part of the next panel; both are packed then.
         const bool fetches = !cut_.alone && panel + 1 < right && panel >= g_.panels.first_packed;
         t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
@@ -146,25 +146,12 @@ class Worker {
   }
 
  private:
-  // Points t at the panel's b and columns.
-  void select(TileArgs<T>& t, int64_t panel) {
-    g_.panels.select(t, g_.b, g_.workspace, panel);
-    if (!cut_.alone) return;
-    T* const own = panels_ + panel * panel_;
-    if (!has_[panel]) {
-      const GemmShape& s = g_.s;
-      pack_panel(g_.b, s.k, s.n, s.transpose_b ? s.k : s.n, s.transpose_b, panel * kCols<T>, own);
-      has_[panel] = true;
-    }
-    t.b = own, t.ldb = kCols<T>;
-  }
-
   const Product<T>& g_;
   const Cut<T>& cut_;
-  const int64_t blocks_, panel_;  // of the sum; elements of a panel
+  PanelSource<T> panels_;
+  const int64_t blocks_;  // of the sum
   std::unique_ptr<T[]> memory_;
-  T *sums_, *rows_, *panels_;
-  std::unique_ptr<bool[]> has_;  // whether a panel is packed here
+  T *sums_, *rows_;
 };
 
 void check_precision(Precision precision) {
@@ -184,10 +171,14 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
           T* workspace, Stream) {
   if (beta == T(0)) c = nullptr;
   if (Narrow<T>::fits(s)) return Narrow<T>::multiply(s, a, b, c, bias, alpha, beta, relu, y, workspace);
-  const Panels<T> panels = panels_of_b<T>(s);
+  Panels<T> panels = panels_of_b<T>(s);
   const Cut<T> cut(s, panels, b, get_num_threads());
-  if (!cut.alone) pack_panels(panels, b, s.transpose_b, workspace);
-  const Product<T> g{s, a, b, c, bias, alpha, beta, relu, y, workspace, panels};
+  if (cut.alone)
+    panels.first_packed = 0;
+  else
+    pack_panels(panels, b, s.transpose_b, workspace);
+  const PackPanel<T> pack = pack_panel_of(b, s.k, s.n, s.transpose_b);
+  const Product<T> g{s, a, b, c, bias, alpha, beta, relu, y, workspace, panels, pack};
   parallel_for(
       cut.items(), [&] { return Worker<T>(g, cut); },
       [&](Worker<T>& worker, int64_t item) {

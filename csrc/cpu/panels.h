@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <utility>
 
 #include "parallel.h"
@@ -98,6 +100,8 @@ void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed
 // Which panels of a (rows x n) matrix are packed, and where they lie.
 template <class T>
 struct Panels {
+  static constexpr int64_t kOwn = 640 << 10;  // bytes of b that a thread may pack for itself
+  static constexpr int64_t kManyRows = 80;    // rows of a thread for which that pays
   int64_t rows, n, first_packed;
   // readers: how many rows of tiles will read each panel.
   Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
@@ -108,6 +112,12 @@ struct Panels {
   int64_t few_readers() const {
     if (n <= 4 * kCols<T>) return 16;
     return n <= 8 * kCols<T> && n % kAlign<T> == 0 && rows * n * int64_t(sizeof(T)) <= 512 * 1024 ? 32 : 4;
+  }
+
+  // Whether each of the threads had best pack for itself, with so many rows of tiles for all of them: where b stays in its
+  // L2.
+  bool packed_by_each(int64_t readers, int64_t threads) const {
+    return rows * n * int64_t(sizeof(T)) <= kOwn && readers >= kManyRows * threads;
   }
 
   int64_t count() const { return ceil_div(n, kCols<T>); }
@@ -150,5 +160,45 @@ void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* worksp
                    panels.packed(workspace, panel) + row * kCols<T>);
   });
 }
+
+// Packs a panel to where it is told.
+template <class T>
+using PackPanel = std::function<void(int64_t panel, T* packed)>;
+
+// Those of b, or of its transpose.
+template <class T>
+PackPanel<T> pack_panel_of(const T* b, int64_t rows, int64_t n, bool transposed) {
+  return
+      [=](int64_t panel, T* packed) { pack_panel(b, rows, n, transposed ? rows : n, transposed, panel * kCols<T>, packed); };
+}
+
+// Where one thread finds b's panels: packed in `workspace`, or, where that is null, packed by itself, each panel when it
+// first comes to it. Then nobody waits, nor reads what another core wrote.
+template <class T>
+class PanelSource {
+ public:
+  PanelSource(const Panels<T>& panels, const T* b, T* workspace, const PackPanel<T>& pack)
+      : panels_(panels), b_(b), pack_(pack), memory_(workspace) {
+    if (workspace) return;
+    own_.reset(new T[size_t(panels.workspace())]), has_.reset(new bool[size_t(panels.count())]());
+    memory_ = own_.get();
+  }
+
+  // Points t at the panel's b and columns.
+  void select(TileArgs<T>& t, int64_t panel) {
+    panels_.select(t, b_, memory_, panel);
+    if (!own_ || panel < panels_.first_packed || has_[size_t(panel)]) return;
+    pack_(panel, panels_.packed(memory_, panel));
+    has_[size_t(panel)] = true;
+  }
+
+ private:
+  const Panels<T>& panels_;
+  const T* b_;
+  const PackPanel<T>& pack_;
+  T* memory_;
+  std::unique_ptr<T[]> own_;
+  std::unique_ptr<bool[]> has_;  // whether a panel is packed here
+};
 
 }  // namespace fastnn::FASTNN_TARGET

@@ -165,8 +165,13 @@ inline int64_t ceil_div(int64_t a, int64_t b) {
 // Cuts `rows` into tiles of nearly the same height, so that no thin tile is left over: f(first, height).
 template <int Height = kRows, class F>
 inline void for_tiles(int64_t rows, F f) {
-  const int64_t tiles = ceil_div(rows, Height);
-  for (int64_t i = 0; i < tiles; ++i) f(rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles);
+  if (rows <= 0) return;
+  const int64_t tiles = ceil_div(rows, Height), height = rows / tiles, higher = rows % tiles;
+  for (int64_t i = 0, first = 0; i < tiles; ++i) {
+    const int64_t m = height + (i < higher);
+    f(first, m);
+    first += m;
+  }
 }
 
 // Rows in so many parts of nearly the same size. Of whole tiles, where a part has several: but for the last one's end.
