@@ -50,6 +50,7 @@ VARIANTS = {
     "compile": "the network through torch.compile; Adam is fused",
     "fused": "torch.optim.Adam(fused=True)",
     "graph": "the step captured by hand into a CUDA graph and replayed; Adam is fused",
+    "one-thread": "on one thread of the CPU: what the others gain",
     "tuned": "glibc's malloc told to keep freed blocks of any size, instead of giving them back to the system",
     "winograd": 'fastnn with precision="winograd"',
 }
@@ -92,7 +93,7 @@ def split(name: str) -> tuple[str, frozenset[str]]:
         rest = rest[len(found) + 1 :]
     if library not in LIBRARIES:
         raise ValueError(f"contender {name!r}: {library!r} is none of {', '.join(LIBRARIES)}")
-    for variant in variants:
+    for variant in variants - {"one-thread"}:
         if library != ("fastnn" if variant == "winograd" else "torch"):
             raise ValueError(f"contender {name!r}: {library} has no variant {variant!r}")
     return library, frozenset(variants)
@@ -109,7 +110,7 @@ def wanted(name: str, family: str) -> bool:
 def environment(name: str, threads: int) -> dict[str, str | None]:
     """Environment of a contender's process; None removes a variable."""
     library, variants = split(name)
-    count = str(threads)
+    count = str(1 if "one-thread" in variants else threads)
     env: dict[str, str | None] = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count
     )
@@ -124,6 +125,7 @@ def environment(name: str, threads: int) -> dict[str, str | None]:
 def library(name: str, device: str, threads: int):
     """The library of a contender, imported and set to this number of threads."""
     kind, variants = split(name)
+    threads = 1 if "one-thread" in variants else threads
     if kind == "fastnn":
         from fastnn.bench.own import Fastnn
 

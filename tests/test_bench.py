@@ -461,7 +461,8 @@ def test_a_whole_run(bench, tmp_path):
     wrong = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert wrong.returncode == 2
     assert "caffe" in wrong.stderr
-    command[command.index("fastnn,caffe")] = "fastnn,numpy,jax"
+    command[command.index("fastnn,caffe")] = "fastnn,fastnn-one-thread,numpy,jax"
+    command[command.index("--threads") + 1] = "2"
     command += ["--python", f"jax={tmp_path / 'no-such-python'}"]
     env = {**os.environ, "CXX": str(tmp_path / "no-compiler")}
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
@@ -470,16 +471,17 @@ def test_a_whole_run(bench, tmp_path):
     assert "jax: skipped: " in ran.stdout
     content = report.load(tmp_path / "results.json")
     assert [(e["case"], e["pass"], list(e["contenders"])) for e in content["results"]] == [
-        ("gemm/m32n16k8", "forward", ["fastnn", "numpy"]),
-        ("max_pool2d/n1h4w4c2r2", "forward", ["fastnn"]),
-        ("max_pool2d/n1h4w4c2r2", "backward", ["fastnn"]),
+        ("gemm/m32n16k8", "forward", ["fastnn", "fastnn-one-thread", "numpy"]),
+        ("max_pool2d/n1h4w4c2r2", "forward", ["fastnn", "fastnn-one-thread"]),
+        ("max_pool2d/n1h4w4c2r2", "backward", ["fastnn", "fastnn-one-thread"]),
     ]
     assert set(content) == {"schema", "title", "machine", "settings", "contenders", "peak", "results"}
     product = content["results"][0]["contenders"]
     assert set(product["fastnn"]) == {"error", "calls", "rounds", "disturbed", "seconds", "gbps", "gflops"}
     assert set(product["numpy"]["ratio"]) == {"median", "p20", "p80", "verdict"}
     assert all(len(figures["rounds"]) == 3 for figures in product.values())
-    assert content["contenders"]["fastnn"]["threads"] == "1"
+    assert content["contenders"]["fastnn"]["threads"] == "2"
+    assert content["contenders"]["fastnn-one-thread"]["threads"] == "1"
     assert "numpy" in content["contenders"]["numpy"]
     assert "| gemm/m32n16k8 | forward | fastnn |" in (tmp_path / "results.md").read_text()
 
