@@ -260,10 +260,7 @@ void conv2d_forward(const Conv2dShape& s, const T* x, const T* w, const T* b, bo
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
-  if (panels.packed_by_each(s.n * s.ho * s.wo, get_num_threads()))
-    workspace = nullptr;
-  else
-    pack_panels(panels, w, false, workspace);
+  workspace = pack_filter(s, panels, w, workspace);
   gather_conv(s.n, plan_forward(s), s.kh, s.kw, source, out, x, w, panels, pack_panel_of(w, panels.rows, s.k, false),
               workspace, b, relu, y);
 }

@@ -201,10 +201,7 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
     return;
   }
   const Panels<T> panels = filter_panels<T>(s);
-  if (panels.packed_by_each(s.n * s.ho * s.wo, get_num_threads()))
-    workspace = nullptr;
-  else
-    pack_panels(panels, w, false, workspace);
+  workspace = pack_filter(s, panels, w, workspace);
   const Geometry g(shape);
   const Blocks blocks(p);
   const size_t col_classes = g.plan.cols.size(), classes = g.plan.rows.size() * col_classes;

@@ -114,8 +114,7 @@ struct Panels {
     return n <= 8 * kCols<T> && n % kAlign<T> == 0 && rows * n * int64_t(sizeof(T)) <= 512 * 1024 ? 32 : 4;
   }
 
-  // Whether each of the threads had best pack for itself, with so many rows of tiles for all of them: where b stays in its
-  // L2.
+  // Whether each thread had best pack for itself, with so many rows of tiles for all of them: where b stays in its L2.
   bool packed_by_each(int64_t readers, int64_t threads) const {
     return rows * n * int64_t(sizeof(T)) <= kOwn && readers >= kManyRows * threads;
   }
