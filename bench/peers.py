@@ -107,10 +107,15 @@ def wanted(name: str, family: str) -> bool:
     return library == "fastnn" or getattr(LIBRARIES[library], family, None) is not None
 
 
+def threads_of(name: str, threads: int) -> int:
+    """How many threads a contender has in a run with so many."""
+    return 1 if "one-thread" in split(name)[1] else threads
+
+
 def environment(name: str, threads: int) -> dict[str, str | None]:
     """Environment of a contender's process; None removes a variable."""
     library, variants = split(name)
-    count = str(1 if "one-thread" in variants else threads)
+    count = str(threads)
     env: dict[str, str | None] = dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count
     )
@@ -125,7 +130,6 @@ def environment(name: str, threads: int) -> dict[str, str | None]:
 def library(name: str, device: str, threads: int):
     """The library of a contender, imported and set to this number of threads."""
     kind, variants = split(name)
-    threads = 1 if "one-thread" in variants else threads
     if kind == "fastnn":
         from fastnn.bench.own import Fastnn
 

@@ -252,7 +252,8 @@ class Run:
         new = [name for name in names if name not in self.contenders]
         for name in new:
             python = self.chosen.pythons.get(peers.split(name)[0], sys.executable)
-            self.contenders[name] = Remote(name, python, self.chosen.device, self.threads, self.scratch)
+            threads = peers.threads_of(name, self.threads)
+            self.contenders[name] = Remote(name, python, self.chosen.device, threads, self.scratch)
         for remote in (self.contenders[name] for name in new):
             remote.wait()
             if not remote.ready:

@@ -433,6 +433,7 @@ def test_names_of_contenders(bench):
     for name in ("caffe", "torch-slow", "jax-fused"):
         with pytest.raises(ValueError, match=name):
             peers.split(name)
+    assert [peers.threads_of(name, 2) for name in ("jax", "jax-one-thread")] == [2, 1]
     assert peers.wanted("torch", "conv2d")
     assert not peers.wanted("torch-compile", "conv2d")
     assert not peers.wanted("torch-channels-last", "gemm")

@@ -403,7 +403,9 @@ def test_every_op_is_in_the_list():
 def test_an_error_in_the_tail_of_any_op_is_caught(op):
     failed = failures(family_of(op), standing_in(**{op: with_last_wrong}))
     findings = (f for name, report in failed if name == op for f in report.findings if not f.passed)
-    assert any(f.check == "reference" and f.index is not None for f in findings)
+    assert any(f.check == "reference" and f.index is not None for f in findings), (
+        f"nothing located against the reference under the name {op}"
+    )
 
 
 @pytest.mark.parametrize("op", ["sgd_step", "adam_step"])
@@ -451,7 +453,8 @@ def test_broken_kernels_are_caught_by_their_differences(op, wrong):
     family = _gradcases._gemm if op == "bias_backward" else family_of(op)  # a bias is gemm's argument
     failed = failures(family, standing_in(**{op: wrong}))
     checks = (f.check for _, report in failed for f in report.findings if not f.passed)
-    assert not {"central differences", "directions", "adjoint identity"}.isdisjoint(checks)
+    differences = {"central differences", "directions", "adjoint identity"}
+    assert not differences.isdisjoint(checks), f"none of {differences} fails"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ void add_conv2d_backward_w(Kernels&);
 namespace {
 
 constexpr int64_t kChunk = 8;                // row tiles of pixels per item at the most
-constexpr int64_t kItems = 16;               // that chunks of few pixels are shared out into
 constexpr int64_t kPanelBytes = 256 * 1024;  // of b's panels that a tile passes by in turn
 
 // One class of rows by one class of columns: pixels that share their taps.
@@ -52,14 +51,9 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
     items += block[k].chunks.count();
   }
 
-  // Few chunks are shared out by panels, too: a thread has all chunks for some panels, rather than all panels.
-  const int64_t shares = std::clamp<int64_t>(kItems / std::max<int64_t>(items, 1), 1, std::max<int64_t>(panels.count(), 1));
   // As many panels at a time as stay in L2: a tile's pixels come from L1 for all but the first, and y is written in a row.
   const int64_t group = std::max<int64_t>(kPanelBytes / (panels.rows * kCols<T> * int64_t(sizeof(T)) + 1), 1);
-  const auto make_source = [&] { return PanelSource<T>(panels, b, workspace, pack); };
-  parallel_for(items * shares, make_source, [&](PanelSource<T>& packed, int64_t item_of_share) {
-    const int64_t share = item_of_share / items, item = item_of_share % items;
-    const int64_t first_panel = panels.count() * share / shares, end_panel = panels.count() * (share + 1) / shares;
+  const auto some_panels = [&](PanelSource<T>& packed, int64_t item, int64_t first_panel, int64_t end_panel) {
     const Block* at = &block.back();
     while (item < at->first_item) --at;
     const AxisClass &rows = *at->rows, &cols = *at->cols;
@@ -91,7 +85,8 @@ void gather_conv(int64_t n, const ConvPlan& plan, int64_t kh, int64_t kw, const 
         }
       });
     }
-  });
+  };
+  parallel_by_panels(items, panels, b, workspace, pack, some_panels);
 }
 
 // Writes the 2 x 2 outputs of a Winograd tile, as far as they lie in the image.

@@ -22,7 +22,6 @@ int64_t coordinates(int64_t begin, int64_t end, int64_t stride, int64_t pad, int
   return count;
 }
 
-constexpr int64_t kItems = 16;    // that few blocks are shared out into
 constexpr int64_t kPixels = 192;  // of the convolution's output that a block has, unless one window has more
 static_assert(kMaxPositions <= 256);
 
@@ -212,14 +211,7 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
         make_runs(g.plan.rows[c / col_classes], g.plan.cols[c % col_classes], g.x, s.kw, &runs[c * size_t(s.kh * s.kw)]);
 
   const bool in_registers = pools_in_registers(g);
-  const int64_t items = s.n * blocks.down * blocks.across;
-  // Few blocks are shared out by panels, too: a thread has all blocks for some panels, rather than all panels.
-  const int64_t shares = std::clamp<int64_t>(kItems / std::max<int64_t>(items, 1), 1, std::max<int64_t>(panels.count(), 1));
-  const PackPanel<T> pack = pack_panel_of(w, panels.rows, s.k, false);
-  const auto make_source = [&] { return PanelSource<T>(panels, w, workspace, pack); };
-  parallel_for(items * shares, make_source, [&](PanelSource<T>& packed, int64_t item_of_share) {
-    const int64_t share = item_of_share / items, item = item_of_share % items;
-    const int64_t first_panel = panels.count() * share / shares, end_panel = panels.count() * (share + 1) / shares;
+  const auto some_panels = [&](PanelSource<T>& packed, int64_t item, int64_t first_panel, int64_t end_panel) {
     const int64_t n = item / (blocks.down * blocks.across), down = item / blocks.across % blocks.down;
     const int64_t first_i = down * blocks.rows, end_i = std::min(first_i + blocks.rows, p.ho);
     const int64_t first_j = item % blocks.across * blocks.cols, end_j = std::min(first_j + blocks.cols, p.wo);
@@ -289,7 +281,9 @@ void conv2d_max_pool2d_forward(const ConvPoolShape& shape, const T* x, const T* 
         }
       }
     }
-  });
+  };
+  parallel_by_panels(s.n * blocks.down * blocks.across, panels, w, workspace, pack_panel_of(w, panels.rows, s.k, false),
+                     some_panels);
 }
 
 template <class T>

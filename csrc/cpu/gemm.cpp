@@ -67,7 +67,7 @@ struct Product {
   const T *a, *b, *c, *bias;
   T alpha, beta;
   bool relu;
-  T *y, *workspace;
+  T *y, *workspace;  // workspace: null where each thread packs b's panels for itself
   const Panels<T>& panels;
   const PackPanel<T>& pack;
 };
@@ -89,7 +89,7 @@ class Worker {
   Worker(const Product<T>& g, const Cut<T>& cut)
       : g_(g),
         cut_(cut),
-        panels_(g.panels, g.b, cut.alone ? nullptr : g.workspace, g.pack),
+        panels_(g.panels, g.b, g.workspace, g.pack),
         blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)) {
     const int64_t count = cut.rows.most();
     const int64_t sums = blocks_ > 1 ? count * ceil_div(g.panels.count(), cut.groups) * kCols<T> : 0;
@@ -120,7 +120,7 @@ class Worker {
       for (int64_t panel = left; panel < right; ++panel) {
         panels_.select(t, panel);
         // Each tile brings its part of the next panel; both are packed then.
-        const bool fetches = !cut_.alone && panel + 1 < right && panel >= g_.panels.first_packed;
+        const bool fetches = g_.workspace && panel + 1 < right && panel >= g_.panels.first_packed;
         t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
         const auto next_rows = [&](int64_t begin) {
           t.y = y_rows + begin, t.c = g_.c ? c_rows + begin : nullptr;
@@ -174,7 +174,7 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
   Panels<T> panels = panels_of_b<T>(s);
   const Cut<T> cut(s, panels, b, get_num_threads());
   if (cut.alone)
-    panels.first_packed = 0;
+    panels.first_packed = 0, workspace = nullptr;
   else
     pack_panels(panels, b, s.transpose_b, workspace);
   const PackPanel<T> pack = pack_panel_of(b, s.k, s.n, s.transpose_b);

@@ -200,4 +200,19 @@ class PanelSource {
   std::unique_ptr<bool[]> has_;  // whether a panel is packed here
 };
 
+// f(source, item, first panel, end) for each item and all panels. Few items are shared out by panels, too: a thread has all
+// items for some panels, rather than all panels. workspace, pack: as for PanelSource.
+template <class T, class F>
+void parallel_by_panels(int64_t items, const Panels<T>& panels, const T* b, T* workspace, const PackPanel<T>& pack, F f) {
+  constexpr int64_t kItems = 16;  // that few are shared out into
+  const int64_t count = panels.count();
+  const int64_t shares = std::clamp<int64_t>(kItems / std::max<int64_t>(items, 1), 1, std::max<int64_t>(count, 1));
+  parallel_for(
+      items * shares, [&] { return PanelSource<T>(panels, b, workspace, pack); },
+      [&](PanelSource<T>& source, int64_t item) {
+        const int64_t share = item / items;
+        f(source, item % items, count * share / shares, count * (share + 1) / shares);
+      });
+}
+
 }  // namespace fastnn::FASTNN_TARGET
