@@ -76,6 +76,14 @@ class Tape {
     return all;
   }
 
+  // Whether launched with arrays of the same types and shapes.
+  bool has_inputs_like(const Tape& other) const {
+    return std::equal(inputs_.begin(), inputs_.end(), other.inputs_.begin(), other.inputs_.end(),
+                      [](const Input& a, const Input& b) {
+                        return a.recorded.dtype() == b.recorded.dtype() && a.recorded.shape() == b.recorded.shape();
+                      });
+  }
+
   void place(const std::vector<Given>& arrays, int64_t step) {
     for (size_t i = 0; i < arrays.size(); ++i)
       for (ArrayView* view : inputs_[i].readers) view->move_to(arrays[i].data + step * arrays[i].stride);
@@ -114,18 +122,19 @@ inline bool is_sum_finite(const ArrayView& a) {
 
 // Up to `count` steps, one after the other: each plays the first tape, copies the results to its row of what is kept, then
 // plays the other tapes. Where there are any, a step whose first result, its losses, has no finite sum is the last, and ends
-// there. All tapes have the same inputs. Gives the number of steps done.
+// there. All tapes have inputs alike. Gives the number of steps done.
 inline int64_t launch_steps(int64_t count, const py::list& tapes, const py::list& inputs, const py::list& results,
                             const py::list& kept) {
   const auto fail = [](const std::string& what) { throw py::value_error("launch_steps: " + what); };
   if (tapes.empty() || results.empty()) fail("there is no tape, or no result");
   if (results.size() != kept.size())
     fail(std::to_string(results.size()) + " results, but " + std::to_string(kept.size()) + " arrays to keep them");
-  std::vector<std::pair<Tape*, std::vector<Tape::Given>>> played;
+  std::vector<Tape*> played;
   for (const py::handle tape : tapes) {
-    Tape* const one = tape.cast<Tape*>();
-    played.emplace_back(one, one->given(inputs, count));
+    played.push_back(tape.cast<Tape*>());
+    if (!played.back()->has_inputs_like(*played.front())) fail("the tapes have different inputs");
   }
+  const std::vector<Tape::Given> given = played.front()->given(inputs, count);
   std::deque<ArrayView> from, to;
   for (size_t i = 0; i < results.size(); ++i) {
     const ArrayView& one = from.emplace_back("launch_steps", "a result", results[i], Access::kRead);
@@ -138,8 +147,8 @@ inline int64_t launch_steps(int64_t count, const py::list& tapes, const py::list
   if (played.size() > 1 && from[0].dtype() != 'f' && from[0].dtype() != 'd') fail("the first result must be of floats");
   const py::gil_scoped_release release;
   const auto play = [&](size_t tape, int64_t step) {
-    played[tape].first->place(played[tape].second, step);
-    played[tape].first->play();
+    played[tape]->place(given, step);
+    played[tape]->play();
   };
   for (int64_t step = 0; step < count; ++step) {
     play(0, step);

@@ -22,7 +22,10 @@ std::vector<AxisClass> classify(int64_t size, int64_t tap_step, int64_t source_s
     AxisClass* found = nullptr;
     for (auto it = classes.rbegin(); it != classes.rend() && !found; ++it)
       if (it->taps == taps && (taps == 0 || it->tap == first)) found = &*it;
-    if (!found) found = &classes.emplace_back(AxisClass{taps, first, tap_step, source_step, {}, {}});
+    if (!found) {
+      found = &classes.emplace_back(AxisClass{taps, first, tap_step, source_step, {}, {}});
+      found->out.reserve(size_t(size - out)), found->source.reserve(size_t(size - out));
+    }
     found->out.push_back(out);
     found->source.push_back(taps ? source_of(out, first) : 0);
   }

@@ -63,7 +63,7 @@ inline void leave_cpu(int) {}
 // How long a thread looks before it sleeps: longer than Python takes from one step of training to the next, as to wake up
 // takes some ten microseconds more. After a few tens, about the time from one kernel to the next, whoever else has work may
 // have its processor.
-constexpr std::chrono::microseconds kPatience(200), kAlone(25);
+constexpr std::chrono::microseconds kPatience(500), kAlone(25);
 
 // Looks until done(), or until it has lost patience; whether done.
 template <class F>

@@ -168,7 +168,9 @@ def module(device: str) -> Any:
 
 def to_host(array: Any) -> Any:
     """A NumPy array of anything; waits for a GPU's work on it."""
-    return array.get() if hasattr(array, "__cuda_array_interface__") else np.asarray(array)
+    if not isinstance(array, np.ndarray) and hasattr(array, "__cuda_array_interface__"):
+        return array.get()
+    return np.asarray(array)
 
 
 class Graph:

@@ -88,23 +88,20 @@ class GraphSteps:
             self._steps.clear()
         if isinstance(rows, slice):
             rows = np.arange(rows.start, min(rows.stop, len(self._data.x)), dtype=self._data.row_type)
-        done = optimizer.iterations
-        try:
-            drawn: list[Drawn] = []
-            numbers = np.zeros(2 + len(model.metrics_names))
-            if self._training:
-                drawn = model.draw(len(rows), model.seed, _random.TRAINING, done)
-                numbers[:2] = optimizer.advance()
-            inputs = [numbers, rows, *chain(*drawn)]
-            if len(rows) not in self._steps:
-                self._steps[len(rows)] = _Step(model, self._data, inputs, drawn, self._training, self._halted)
-            step = self._steps[len(rows)]
-            step(inputs)
-            if touched:  # not before: the optimizer makes its slots in its first step
-                self._fixed = _fixed(model)
-        except BaseException:
-            optimizer.iterations = done
-            raise
+        drawn: list[Drawn] = []
+        numbers = np.zeros(2 + len(model.metrics_names))
+        if self._training:
+            drawn = model.draw(len(rows), model.seed, _random.TRAINING, optimizer.iterations)
+            numbers[:2] = optimizer.rates(optimizer.iterations)
+        inputs = [numbers, rows, *chain(*drawn)]
+        if len(rows) not in self._steps:
+            self._steps[len(rows)] = _Step(model, self._data, inputs, drawn, self._training, self._halted)
+        step = self._steps[len(rows)]
+        step(inputs)
+        if touched:  # not before: the optimizer makes its slots in its first step
+            self._fixed = _fixed(model)
+        if self._training:
+            optimizer.iterations += 1
         self._sums[self._unread] = step.sums
         self._unread += 1
         return 1

@@ -140,7 +140,9 @@ class Replay:
         return [in_order(np.asarray(x, self._x.dtype))], saved
 
     def _by_batch(self, array: Array, count: int) -> Array:
-        return in_order(array).reshape(count, len(self._y), *array.shape[1:])
+        """With a row for each batch, as launch_steps takes what differs from one to the next; a single one as it is."""
+        array = in_order(array)
+        return array if count == 1 else array.reshape(count, len(self._y), *array.shape[1:])
 
     def _launch(
         self,
@@ -304,24 +306,21 @@ class Step(Replay):
         """Steps on `count` batches one after the other, without Python in between, where this recording is `alone`: up to the
         first of a loss that is not finite. drawn: for each step -> (the samples' losses, y_pred), a row for each step done.
         """
-        optimizer = self._optimizer
+        optimizer, before = self._optimizer, self._optimizer.iterations
         samples, _ = self._samples(x, rows)
         samples[-1] = self._by_batch(samples[-1], count)  # the samples, or the rows of them
         targets = [self._by_batch(np.asarray(y, like.dtype), count) for like in self._targets]
-        chance = [np.stack(arrays) for arrays in zip(*map(_chance, drawn), strict=True)]
-        rates = np.zeros((count, 3))
+        chance = [np.stack(arrays) for arrays in zip(*map(_chance, drawn), strict=True)] if drawn[0] else []
+        rates = np.array([(*optimizer.rates(step), 0.0) for step in range(before, before + count)])
         normalized = [(block, self._saved[i]) for i, block in self._stateful]
         results = [self._losses, self._y, *chain(*((saved.mean, saved.var) for _, saved in normalized))]
         kept = [np.empty((count, *like.shape), like.dtype) for like in results]
-        before, done = optimizer.iterations, 0
-        try:
-            for row in rates:
-                row[:2] = optimizer.advance()
-            done = self._launch(self._tapes, [*samples, *targets, *chance, rates], results, kept)
-        finally:
-            optimizer.iterations = before + done
-        losses, y_pred, *statistics = (rows[:done] for rows in kept)
-        learned = done if not normalized or math.isfinite(sum(losses[-1].tolist())) else done - 1
+        done = self._launch(self._tapes, [*samples, *targets, *chance, rates], results, kept)
+        optimizer.iterations = before + done
+        losses, y_pred, *statistics = kept if done == count else [rows[:done] for rows in kept]
+        if not normalized:
+            return losses, y_pred
+        learned = done if math.isfinite(sum(losses[-1].tolist())) else done - 1
         for (block, saved), means, variances in zip(
             normalized, statistics[::2], statistics[1::2], strict=True
         ):

@@ -201,7 +201,8 @@ def check_labels(labels: Any, classes: int) -> Array:
         )
     if labels.ndim != 1 and not (labels.ndim == 2 and labels.shape[1] == 1):
         raise ValueError(f"labels must have shape (N,) or (N, 1), got {labels.shape}")
-    labels = labels.reshape(-1)
+    if labels.ndim == 2:
+        labels = labels.reshape(-1)
     values = labels.tolist()  # a batch's are looked through before a reduction of NumPy's has begun
     if values and (min(values) < 0 or max(values) >= classes):
         wrong = int(np.flatnonzero((labels < 0) | (labels >= classes))[0])

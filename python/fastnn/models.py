@@ -430,7 +430,7 @@ class Sequential:
         done without Python between the kernels: up to the first whose loss is NaN or infinite.
         """
         size, optimizer = len(y) // count, self._parts()[0]
-        first_x, first_rows = (x[:size], None) if rows is None else (x, rows[:size])
+        first_x, first_rows = (x if count == 1 else x[:size], None) if rows is None else (x, rows[:size])
         step = self._steps.take(self, first_x, first_rows)
         try:
             if step and step.alone and sample_weight is None:
@@ -501,14 +501,14 @@ class Sequential:
         This library's metrics judge each sample on its own, so they are asked once; others for each step.
         """
         steps, size = losses.shape
-        y = y[: steps * size]
-        by_step = y.reshape(steps, size, *y.shape[1:])
         columns = [losses]
         for metric in self.metrics:
+            of_all = y[: steps * size]
             if type(metric) in _METRICS:
-                values = metric.values(y, y_pred.reshape(-1, *y_pred.shape[2:])).reshape(steps, size)
+                values = metric.values(of_all, y_pred.reshape(-1, *y_pred.shape[2:])).reshape(steps, size)
             else:
-                values = np.stack([metric.values(*of_step) for of_step in zip(by_step, y_pred, strict=True)])
+                by_step = zip(of_all.reshape(steps, size, *y.shape[1:]), y_pred, strict=True)
+                values = np.stack([metric.values(*of_step) for of_step in by_step])
             columns.append(values)
         sums = [[float(sum(row)) for row in values.tolist()] for values in columns]
         return [list(of_step) for of_step in zip(*sums, strict=True)]

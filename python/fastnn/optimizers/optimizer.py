@@ -53,7 +53,7 @@ class Optimizer(Configurable):
     @property
     def learning_rate(self) -> float:
         """That of the next step."""
-        return self._rate if self.schedule is None else self.schedule(self.iterations)
+        return self._learning_rate(self.iterations)
 
     @learning_rate.setter
     def learning_rate(self, value: float) -> None:
@@ -62,6 +62,9 @@ class Optimizer(Configurable):
                 f"{self.name}: the learning rate follows {type(self.schedule).__name__}, it cannot be set"
             )
         self._rate = _check_rate(value, "learning_rate")
+
+    def _learning_rate(self, step: int) -> float:
+        return self._rate if self.schedule is None else self.schedule(step)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -78,11 +81,15 @@ class Optimizer(Configurable):
         self._params = list(params)
         self.slots = Noticed({name: tuple(map(np.zeros_like, params)) for name in self.slot_names})
 
+    def rates(self, step: int) -> ops.Rates:
+        """What `update` needs for the step that `step` others precede."""
+        return self._rates(step + 1, self._learning_rate(step))
+
     def advance(self) -> ops.Rates:
         """Count a step; gives what `update` needs for it."""
-        rate = self.learning_rate
+        rates = self.rates(self.iterations)
         self.iterations += 1
-        return self._rates(rate)
+        return rates
 
     def apply(self, params: Sequence[Array], grads: Sequence[Array]) -> None:
         """One step: changes params in place. The first call fixes which parameters these are."""
@@ -92,7 +99,7 @@ class Optimizer(Configurable):
             self._step(params, grads, np.array([*rates, 0.0], like=params[0]))
 
     def update(self, params: Sequence[Array], grads: Sequence[Array], rates: Array) -> None:
-        """The array work of a step that `advance` has counted: rates (3,) as for ops.sgd_step, where the params lie."""
+        """The array work of a step that is counted elsewhere: rates (3,) as for ops.sgd_step, where the params lie."""
         self.prepare(params)
         if params:
             self._step(params, grads, rates)
@@ -107,8 +114,8 @@ class Optimizer(Configurable):
                 "after a change of what is trainable, call compile again"
             )
 
-    def _rates(self, rate: float) -> ops.Rates:
-        """Those of the step that has just been counted, for its learning rate."""
+    def _rates(self, step: int, rate: float) -> ops.Rates:
+        """Those of step number `step`, from 1, for its learning rate."""
         return ops.Rates.sgd(rate, self.weight_decay or 0.0)
 
     def _step(self, ws: Sequence[Array], dws: Sequence[Array], rates: Array) -> None:
@@ -192,8 +199,8 @@ class Adam(Optimizer):
                 f"beta_1 and beta_2 must lie in [0, 1) and epsilon above 0, got {beta_1}, {beta_2}, {epsilon}"
             )
 
-    def _rates(self, rate: float) -> ops.Rates:
-        return ops.Rates.adam(self.iterations, rate, self.beta_1, self.beta_2, self.weight_decay or 0.0)
+    def _rates(self, step: int, rate: float) -> ops.Rates:
+        return ops.Rates.adam(step, rate, self.beta_1, self.beta_2, self.weight_decay or 0.0)
 
     def _step(self, ws: Sequence[Array], dws: Sequence[Array], rates: Array) -> None:
         ops.adam_step(
