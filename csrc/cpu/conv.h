@@ -34,7 +34,7 @@ Panels<T> filter_panels(const Conv2dShape& s) {
 // Packs it, unless each thread had best do so for itself; gives the workspace that PanelSource wants.
 template <class T>
 T* pack_filter(const Conv2dShape& s, const Panels<T>& panels, const T* w, T* workspace) {
-  if (panels.packed_by_each(s.n * s.ho * s.wo, get_num_threads())) return nullptr;
+  if (packed_by_each(panels.bytes(), s.n * s.ho * s.wo, get_num_threads())) return nullptr;
   pack_panels(panels, w, false, workspace);
   return workspace;
 }

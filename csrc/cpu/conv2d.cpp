@@ -283,7 +283,7 @@ void conv2d_backward_x(const Conv2dShape& s, const T* dy, const T* w, T* dx, T* 
   const PackPanel<T> pack = [&](int64_t panel, T* packed) {
     for (int64_t tap = 0; tap < taps; ++tap) pack_tap(panel, tap, packed);
   };
-  if (panels.packed_by_each(s.n * s.h * s.w, get_num_threads()))
+  if (packed_by_each(panels.bytes(), s.n * s.h * s.w, get_num_threads()))
     workspace = nullptr;
   else
     parallel_for(panels.count() * taps,

@@ -460,9 +460,7 @@ void conv2d_max_pool2d_backward_w(const ConvPoolShape& shape, const T* dy, const
     T* from = partials + at;
     for (int64_t slice = 1; slice < units.slices; ++slice)
       for (int64_t i = 0; i < count * length; ++i) from[i] += partials[slice * weights + at + i];
-    T* to = dw + piece * length * s.k + first;
-    for (int64_t i = 0; i < length; ++i)
-      for (int64_t k = 0; k < count; ++k) to[i * s.k + k] = from[k * length + i];
+    transpose(from, length, count, length, dw + piece * length * s.k + first, s.k);
   });
   if (!db) return;
   for (int64_t k = 0; k < s.k; ++k) {

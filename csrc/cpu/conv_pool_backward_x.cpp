@@ -69,18 +69,17 @@ class PatchGradient {
   }
   static int64_t filter_size(const Conv2dShape& s) { return ceil_div(s.c, W) * s.k * kFilter; }
 
-  // w (KH, KW, C, K) -> (vectors of channels, K, KH, KW, W), zeros after the last channel.
-  static void pack(const Conv2dShape& s, const T* w, T* filter) {
+  // w (KH, KW, C, K) -> (vectors of channels, K, KH, KW, W), zeros after the last channel: one of its filter_parts.
+  static int64_t filter_parts(const Conv2dShape& s) { return ceil_div(s.c, W) * kTaps * kTaps; }
+  static void pack(const Conv2dShape& s, const T* w, int64_t part, T* filter) {
     const int64_t vectors = ceil_div(s.c, W);
-    parallel_for(vectors * kTaps * kTaps, [&](int64_t item) {
-      const int64_t tap = item / vectors, first = item % vectors * W, count = std::min<int64_t>(s.c - first, W);
-      const T* from = w + (tap * s.c + first) * s.k;
-      T* to = filter + first / W * s.k * kFilter + tap * W;
-      int64_t k = 0;
-      for (; k + W <= s.k; k += W) pack_transposed(from + k, s.k, count, to + k * kFilter, kFilter);
-      for (; k < s.k; ++k)
-        for (int64_t c = 0; c < W; ++c) to[k * kFilter + c] = c < count ? from[c * s.k + k] : T(0);
-    });
+    const int64_t tap = part / vectors, first = part % vectors * W, count = std::min<int64_t>(s.c - first, W);
+    const T* from = w + (tap * s.c + first) * s.k;
+    T* to = filter + first / W * s.k * kFilter + tap * W;
+    int64_t k = 0;
+    for (; k + W <= s.k; k += W) pack_transposed(from + k, s.k, count, to + k * kFilter, kFilter);
+    for (; k < s.k; ++k)
+      for (int64_t c = 0; c < W; ++c) to[k * kFilter + c] = c < count ? from[c * s.k + k] : T(0);
   }
 
   PatchGradient(const Geometry& g, const T* filter) : g_(g), filter_(filter) {}
@@ -158,21 +157,16 @@ class PatchGradient {
 template <class T>
 class InputGradient {
  public:
-  // w (KH, KW, C, K) -> (KH, pieces, K, length), as Pieces say. Gives where each channel of K begins.
-  static std::vector<const T*> pack(const Geometry& g, const T* w, T* filter) {
-    const int64_t length = g.pieces.length, channels = g.conv.k;
-    parallel_for(g.conv.kh * g.pieces.count, [&](int64_t piece) {
-      const T* from = w + piece * length * channels;
-      T* to = filter + piece * length * channels;
-      for (int64_t k = 0; k < channels; ++k)
-        for (int64_t i = 0; i < length; ++i) to[k * length + i] = from[i * channels + k];
-    });
-    std::vector<const T*> rows(static_cast<size_t>(channels));
-    for (int64_t k = 0; k < channels; ++k) rows[size_t(k)] = filter + k * length;
-    return rows;
+  // w (KH, KW, C, K) -> (KH, pieces, K, length), as Pieces say: one of its filter_parts.
+  static int64_t filter_parts(const Geometry& g) { return g.conv.kh * g.pieces.count; }
+  static void pack(const Geometry& g, const T* w, int64_t part, T* filter) {
+    const int64_t length = g.pieces.length, k = g.conv.k, at = part * length * k;
+    transpose(w + at, k, length, k, filter + at, length);
   }
 
-  InputGradient(const Geometry& g, const T* const* filter) : g_(g), filter_(filter) {}
+  InputGradient(const Geometry& g, const T* filter) : g_(g), filter_(size_t(g.conv.k)) {
+    for (size_t k = 0; k < filter_.size(); ++k) filter_[k] = filter + int64_t(k) * g.pieces.length;
+  }
 
   // Adds what the winners of windows [begin, end) send to rows [first_row, end_row) of dx.
   void add(int64_t begin, int64_t end, const Winners<T>& winners, int64_t first_row, int64_t end_row, T* dx) {
@@ -185,7 +179,7 @@ class InputGradient {
       for (const Strip& strip : strips_) {
         const int64_t first = std::max(strip.begin, r), rows = std::min(strip.end, r + together) - first;
         if (rows > 0)
-          add_rows(filter_, strip.terms, rows, strip.length, strip.in_filter + first * filter_step, filter_step,
+          add_rows(filter_.data(), strip.terms, rows, strip.length, strip.in_filter + first * filter_step, filter_step,
                    dx + strip.at + (first - strip.begin) * x_step, x_step);
       }
   }
@@ -215,13 +209,18 @@ class InputGradient {
   }
 
   const Geometry& g_;
-  const T* const* const filter_;
+  std::vector<const T*> filter_;  // of each channel
   std::vector<Strip> strips_;
 };
 
 template <class T>
+int64_t filter_size(const ConvPoolShape& s) {
+  return PatchGradient<T>::fits(s) ? PatchGradient<T>::filter_size(s.conv) : Pieces(s.conv).size(s.conv);
+}
+
+template <class T>
 int64_t conv2d_max_pool2d_backward_x_workspace(const ConvPoolShape& s) {
-  return (PatchGradient<T>::fits(s) ? PatchGradient<T>::filter_size(s.conv) : Pieces(s.conv).size(s.conv)) + kAlign<T>;
+  return filter_size<T>(s) + kAlign<T>;
 }
 
 template <class T>
@@ -229,23 +228,31 @@ void conv2d_max_pool2d_backward_x(const ConvPoolShape& shape, const T* dy, const
                                   T* workspace, Stream) {
   const Conv2dShape& s = shape.conv;
   const Geometry g(shape);
-  T* const filter = aligned(workspace);
   const bool patches = PatchGradient<T>::fits(shape);
-  std::vector<const T*> channels;
-  if (patches)
-    PatchGradient<T>::pack(s, w, filter);
-  else
-    channels = InputGradient<T>::pack(g, w, filter);
+  const int64_t parts = patches ? PatchGradient<T>::filter_parts(s) : InputGradient<T>::filter_parts(g);
+  const auto pack = [&](int64_t part, T* filter) {
+    patches ? PatchGradient<T>::pack(s, w, part, filter) : InputGradient<T>::pack(g, w, part, filter);
+  };
+  // Each thread packs for itself where that pays: nobody waits, nor reads what another core wrote.
+  const int64_t size = filter_size<T>(shape);
+  const bool by_each = packed_by_each(size * int64_t(sizeof(T)), s.n * g.windows, get_num_threads());
+  if (!by_each) parallel_for(parts, [&](int64_t part) { pack(part, aligned(workspace)); });
+  const auto own_filter = [&] {
+    std::unique_ptr<T[]> memory(by_each ? new T[size_t(size + kAlign<T>)] : nullptr);
+    for (int64_t part = 0; memory && part < parts; ++part) pack(part, aligned(memory.get()));
+    return memory;
+  };
 
   const int64_t bands = band_count(s), reach = (s.kh - 1) * s.dh;
-  parallel_for(s.n * bands, [&](int64_t item) {
+  parallel_for(s.n * bands, own_filter, [&](const std::unique_ptr<T[]>& own, int64_t item) {
+    const T* const filter = aligned(own ? own.get() : workspace);
     const int64_t n = item / bands, band = item % bands;
     const int64_t first_row = s.h * band / bands, end_row = s.h * (band + 1) / bands;
     T* image = dx + g.x.at(n, 0, 0);
     std::fill(image + g.x.at(0, first_row, 0), image + g.x.at(0, end_row, 0), T(0));
     Winners<T> winners(g);
     const PatchGradient<T> in_patches(g, filter);
-    InputGradient<T> in_strips(g, channels.data());
+    InputGradient<T> in_strips(g, filter);
     for (int64_t i = 0; i < shape.pool.ho; ++i) {
       // Rows of x that this row of windows can reach.
       const int64_t top = (i * shape.pool.sh - shape.pool.pad_top) * s.sh - s.pad_top;

@@ -37,7 +37,7 @@ struct Cut {
     const int64_t panels = panels_of_b.count();
     packed = s.transpose_a || panels >= kPacked;
     const bool worthwhile = panels_of_b.first_packed == 0 || aligned(b) != b;
-    alone = packed && worthwhile && panels_of_b.packed_by_each(s.m, threads);
+    alone = packed && worthwhile && packed_by_each(panels_of_b.bytes(), s.m, threads);
     const int64_t height = packed ? kAdjacentRows : kRows, tiles = ceil_div(s.m, height);
     const auto worth = [&](int64_t rows) {  // panels that are worth a thread's while
       return std::max<int64_t>(kLeastWork / std::max<int64_t>(rows * s.k * kCols<T>, 1), 1);

@@ -50,6 +50,17 @@ inline void pack_transposed(const T* b, int64_t ld, int64_t count, T* packed, in
   for (int i = 0; i < W; ++i) simd::store(packed + i * step, v[i]);
 }
 
+// to[j * to_ld + i] = from[i * ld + j], of `rows` rows of `cols` elements.
+template <class T>
+inline void transpose(const T* from, int64_t ld, int64_t rows, int64_t cols, T* to, int64_t to_ld) {
+  constexpr int64_t W = simd::kWidth<T>;
+  const int64_t whole_rows = rows / W * W, whole_cols = cols / W * W;
+  for (int64_t j = 0; j < whole_cols; j += W)
+    for (int64_t i = 0; i < whole_rows; i += W) pack_transposed(from + i * ld + j, ld, W, to + j * to_ld + i, to_ld);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = i < whole_rows ? whole_cols : 0; j < cols; ++j) to[j * to_ld + i] = from[i * ld + j];
+}
+
 // Packs m rows of a (element (i, k) at a[i * ld + k], or of its transpose: at a[k * ld + i]) as adjacent ones: packed[k * m
 // + i], with room for a vector more.
 template <class T>
@@ -97,11 +108,16 @@ void pack_panel(const T* b, int64_t rows, int64_t n, int64_t ld, bool transposed
   }
 }
 
+// Whether each thread had best pack so many bytes of a matrix for itself, with so many rows to go through them for all
+// threads: where they stay in its L2.
+inline bool packed_by_each(int64_t bytes, int64_t readers, int64_t threads) {
+  constexpr int64_t kOwn = 640 << 10, kManyRows = 80;
+  return bytes <= kOwn && readers >= kManyRows * threads;
+}
+
 // Which panels of a (rows x n) matrix are packed, and where they lie.
 template <class T>
 struct Panels {
-  static constexpr int64_t kOwn = 640 << 10;  // bytes of b that a thread may pack for itself
-  static constexpr int64_t kManyRows = 80;    // rows of a thread for which that pays
   int64_t rows, n, first_packed;
   // readers: how many rows of tiles will read each panel.
   Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
@@ -111,14 +127,10 @@ struct Panels {
   // lines.
   int64_t few_readers() const {
     if (n <= 4 * kCols<T>) return 16;
-    return n <= 8 * kCols<T> && n % kAlign<T> == 0 && rows * n * int64_t(sizeof(T)) <= 512 * 1024 ? 32 : 4;
+    return n <= 8 * kCols<T> && n % kAlign<T> == 0 && bytes() <= 512 * 1024 ? 32 : 4;
   }
 
-  // Whether each thread had best pack for itself, with so many rows of tiles for all of them: where b stays in its L2.
-  bool packed_by_each(int64_t readers, int64_t threads) const {
-    return rows * n * int64_t(sizeof(T)) <= kOwn && readers >= kManyRows * threads;
-  }
-
+  int64_t bytes() const { return rows * n * int64_t(sizeof(T)); }
   int64_t count() const { return ceil_div(n, kCols<T>); }
   int64_t workspace() const { return (count() - first_packed) * rows * kCols<T> + kAlign<T>; }
   T* packed(T* workspace, int64_t panel) const { return aligned(workspace) + (panel - first_packed) * rows * kCols<T>; }
