@@ -193,6 +193,35 @@ def test_threads_that_pack_for_themselves(backend, rng, each_schedule, m, n, k, 
             assert_identical(y, expected)
 
 
+# Rows of b of half a page and more: few rows of a sweep over it, some have it packed block by block where it is large
+LONG_ROWS = [(7, 530, 260), (16, 1030, 133), (1, 1030, 600), (17, 1030, 600), (96, 700, 800), (97, 1030, 600)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposes", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(("m", "n", "k"), LONG_ROWS)
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_long_rows_of_b(backend, rng, each_schedule, m, n, k, transposes, dtype):
+    a, b = operands(integers, rng, m, n, k, dtype, *transposes)
+    c, bias = integers(rng, (m, n), dtype), integers(rng, n, dtype)
+    options = {"transpose_a": transposes[0], "transpose_b": transposes[1]}
+    more = {**options, "alpha": 2.0, "beta": -3.0, "bias": bias, "relu": True}
+    plain, whole = reference.gemm(a, b, **options), reference.gemm(a, b, c, **more)
+    for y in each_schedule(partial(ops.gemm, a, b, **options)):
+        assert_identical(y, plain)
+    for y in each_schedule(partial(ops.gemm, a, b, c, **more)):
+        assert_identical(y, whole)
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_any_number_of_rows_gives_the_same_bits(backend, rng, transpose_b):
+    a, b = floats(rng, (120, 600)), floats(rng, (1030, 600) if transpose_b else (600, 1030))
+    whole = ops.gemm(a, b, transpose_b=transpose_b)
+    for m in (1, 2, 3, 4, 5, 8, 16, 17, 40, 96):
+        assert_same_bits(ops.gemm(a[:m], b, transpose_b=transpose_b), whole[:m])
+
+
 @given(
     m=st.integers(0, 140),
     n=st.integers(0, 70),

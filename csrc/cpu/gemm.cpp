@@ -2,14 +2,15 @@
 //
 // A unit of work is a chunk of y's rows by a group of b's panels. The sum goes in blocks of terms: a block of the chunk's
 // rows is packed as the tiles read it and stays in L2 while the panels pass by, each read from afar by its first tile alone,
-// and not even by that where the tiles before have fetched it. Few columns are dot products instead (narrow.h). Work: 2 M N
-// K flops, bound by arithmetic for M and N over some 50, by reading b below.
+// and not even by that where the tiles before have fetched it. Few rows sweep over b instead (sweep.h), few columns are dot
+// products (narrow.h). Work: 2 M N K flops, bound by arithmetic for M and N over some 50, by reading b below.
 #include <memory>
 #include <stdexcept>
 
 #include "../ops.h"
 #include "narrow.h"
 #include "panels.h"
+#include "sweep.h"
 
 namespace fastnn::FASTNN_TARGET {
 namespace {
@@ -20,28 +21,54 @@ constexpr int64_t kGroup = 16;           // panels per item at the least, unless
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
+constexpr int64_t kPage = 4096;          // bytes: between rows of b half as long it is slow to hop
+constexpr int64_t kFewRows = 16;         // that sweep over such a b,
+constexpr int64_t kBeyondL2 = 1 << 19;   // if it has more bytes than this,
+constexpr int64_t kSwept = 8;            // so many of its rows at a time
+constexpr int64_t kSomeRows = 96;        // for which a b of such rows is packed block by block,
+constexpr int64_t kLarge = 2 << 20;      // if they are a page long and it has more bytes than this
+constexpr int64_t kBlock = 128 << 10;    // bytes of a block: it stays in L2 beside the rows and their sums
 
 template <class T>
 Panels<T> panels_of_b(const GemmShape& s) {
   return Panels<T>(s.k, s.n, s.transpose_b, s.m);
 }
 
+// How b is read.
+enum class Way {
+  kShared,   // panels in place, or packed before, for all threads
+  kAlone,    // each thread packs panels for itself, each when it first comes to it
+  kByBlock,  // each thread packs the block of terms that it is at, of its own panels
+  kSwept,    // as it lies
+};
+
 // How y is cut into items, for so many threads; no bit of the result depends on it.
 template <class T>
 struct Cut {
-  bool packed;     // whether rows are packed
-  bool alone;      // whether each thread packs b's panels for itself, each when it first comes to it
-  int64_t groups;  // of panels
-  Parts rows;      // in chunks
-  Cut(const GemmShape& s, const Panels<T>& panels_of_b, const T* b, int64_t threads) {
-    const int64_t panels = panels_of_b.count();
-    packed = s.transpose_a || panels >= kPacked;
-    const bool worthwhile = panels_of_b.first_packed == 0 || aligned(b) != b;
-    alone = packed && worthwhile && packed_by_each(panels_of_b.bytes(), s.m, threads);
-    const int64_t height = packed ? kAdjacentRows : kRows, tiles = ceil_div(s.m, height);
+  bool packed;  // whether rows are packed
+  Way way;
+  int64_t groups;          // of panels
+  Parts rows;              // in chunks
+  int64_t depth = kDepth;  // terms of a block at the most
+
+  Cut(const GemmShape& s, const Panels<T>& panels_of_b, const T* b, int64_t threads)
+      : packed(s.transpose_a || panels_of_b.count() >= kPacked), way(way_of(s, panels_of_b, b, threads)) {
+    const int64_t panels = panels_of_b.count(), height = packed ? kAdjacentRows : kRows, tiles = ceil_div(s.m, height);
     const auto worth = [&](int64_t rows) {  // panels that are worth a thread's while
       return std::max<int64_t>(kLeastWork / std::max<int64_t>(rows * s.k * kCols<T>, 1), 1);
     };
+    if (way == Way::kSwept || way == Way::kByBlock) {
+      // All rows by as many columns as are some way to go in a row of b. Where b is transposed, its rows are the columns.
+      constexpr int64_t kHalf = kPage / 2 / (kCols<T> * int64_t(sizeof(T)));
+      const int64_t wanted = way == Way::kSwept ? 2 * kHalf : s.transpose_b ? kPacked : kHalf;
+      groups = std::max(
+          {std::min(threads, panels / std::max<int64_t>(worth(s.m), 2)), panels / std::max(wanted, worth(s.m)), int64_t(1)});
+      if (groups > threads) groups = ceil_div(groups, threads) * threads;
+      rows = Parts(s.m, 1, height);
+      const int64_t bytes = ceil_div(panels, groups) * kCols<T> * int64_t(sizeof(T));
+      depth = way == Way::kSwept ? s.k : std::clamp<int64_t>(kBlock / bytes, 32, kDepth);
+      return;
+    }
     // Each thread has panels of its own if it can: it packed them, and what one core wrote another one gets slowly.
     const int64_t own = std::min(threads, panels / std::max(kPacked, worth(s.m)));
     groups = packed ? std::max({own, panels / std::max(kGroup, worth(s.m)), int64_t(1)}) : 1;
@@ -59,7 +86,18 @@ struct Cut {
   // Neighbours share what is packed: columns of b, or, where they are many, rows of a.
   int64_t chunk(int64_t item) const { return packed ? item % rows.count() : item / groups; }
   int64_t group(int64_t item) const { return packed ? item / rows.count() : item % groups; }
+
+ private:
+  Way way_of(const GemmShape& s, const Panels<T>& panels, const T* b, int64_t threads) const {
+    if (!packed) return Way::kShared;
+    const int64_t row = s.n * int64_t(sizeof(T)), bytes = panels.bytes();
+    if (!s.transpose_b && s.m <= kFewRows && row >= kPage / 2 && bytes > kBeyondL2) return Way::kSwept;
+    if (s.m <= kSomeRows && row >= kPage && bytes > kLarge) return Way::kByBlock;
+    const bool worthwhile = panels.first_packed == 0 || aligned(b) != b;
+    return worthwhile && packed_by_each(bytes, s.m, threads) ? Way::kAlone : Way::kShared;
+  }
 };
+static_assert(kSomeRows <= kChunk * kAdjacentRows);
 
 template <class T>
 struct Product {
@@ -90,12 +128,41 @@ class Worker {
       : g_(g),
         cut_(cut),
         panels_(g.panels, g.b, g.workspace, g.pack),
-        blocks_(std::max<int64_t>(ceil_div(g.s.k, kDepth), 1)) {
-    const int64_t count = cut.rows.most();
-    const int64_t sums = blocks_ > 1 ? count * ceil_div(g.panels.count(), cut.groups) * kCols<T> : 0;
-    const int64_t rows = cut.packed ? count * ceil_div(g.s.k, blocks_) + kAlign<T> : 0;
-    memory_.reset(new T[size_t(kAlign<T> + sums + rows)]);
-    sums_ = aligned(memory_.get()), rows_ = sums_ + sums;
+        blocks_(std::max<int64_t>(ceil_div(g.s.k, cut.depth), 1)) {
+    const int64_t count = cut.rows.most(), columns = ceil_div(g.panels.count(), cut.groups) * kCols<T>;
+    const int64_t depth = ceil_div(g.s.k, blocks_);
+    const int64_t sums = blocks_ > 1 || cut.way == Way::kSwept ? count * columns : 0;
+    const int64_t block = cut.way == Way::kByBlock ? depth * columns : 0;
+    const int64_t rows = cut.packed ? count * depth + kAlign<T> : 0;
+    memory_.reset(new T[size_t(kAlign<T> + block + sums + rows)]);
+    block_ = aligned(memory_.get()), sums_ = block_ + block, rows_ = sums_ + sums;
+  }
+
+  // All rows by panels [left, right), sweeping over all that are whole.
+  void sweep(int64_t left, int64_t right) {
+    const GemmShape& s = g_.s;
+    const int64_t end = std::min(right, s.n / kCols<T>), step = s.m * kCols<T>;
+    pack_rows(s, g_.a, 0, s.m, 0, s.k, rows_);
+    std::fill_n(sums_, (end - left) * step, T(0));
+    for (int64_t k = 0; k < s.k; k += kSwept)
+      for_tiles<kAdjacentRows>(s.m, [&](int64_t begin, int64_t m) {
+        sweep_of<T>(m)(rows_ + begin * s.k + k * m, std::min(kSwept, s.k - k), g_.b + k * s.n + left * kCols<T>, s.n,
+                       end - left, sums_ + begin * kCols<T>, step);
+      });
+    // What a tile makes of its sums, without another term.
+    const Run none{};
+    const T* c_rows[kAdjacentRows];
+    T* y_rows[kAdjacentRows];
+    TileArgs<T> t = tile_args();
+    t.rows = &g_.a, t.runs = &none, t.c = g_.c ? c_rows : nullptr, t.y = y_rows, t.b = g_.b, t.ldb = t.n = kCols<T>;
+    for_tiles<kAdjacentRows>(s.m, [&](int64_t begin, int64_t m) {
+      find_rows(begin, m, c_rows, y_rows);
+      for (int64_t panel = left; panel < end; ++panel) {
+        t.column = panel * kCols<T>, t.start = sums_ + (panel - left) * step + begin * kCols<T>;
+        run_tile<T, false>(m, t);
+      }
+    });
+    if (end < right) multiply(0, s.m, end, right);
   }
 
   // Rows [first, first + count) by panels [left, right).
@@ -104,23 +171,22 @@ class Worker {
     const T* rows[kRows];
     const T* c_rows[kAdjacentRows * kChunk];
     T* y_rows[kAdjacentRows * kChunk];
-    for (int64_t r = 0; r < count; ++r) {
-      c_rows[r] = g_.c ? g_.c + (first + r) * s.n : nullptr;
-      y_rows[r] = g_.y + (first + r) * s.n;
-    }
+    find_rows(first, count, c_rows, y_rows);
     Run run{};
-    TileArgs<T> t{};
-    t.rows = rows, t.runs = &run, t.run_count = 1;
-    t.bias = g_.bias, t.alpha = g_.alpha, t.beta = g_.beta, t.relu = g_.relu;
+    TileArgs<T> t = tile_args();
+    t.rows = rows, t.runs = &run;
     t.next_step = ceil_div(kCols<T>, std::max<int64_t>(ceil_div(count, kAdjacentRows), 1));
     for (int64_t block = 0; block < blocks_; ++block) {
       const int64_t k = s.k * block / blocks_, depth = s.k * (block + 1) / blocks_ - k;
       run = {0, k, depth};
       if (cut_.packed) pack_rows(s, g_.a, first, count, k, depth, rows_);
+      const bool by_block = cut_.way == Way::kByBlock;
+      const Panels<T> of_block{depth, s.n, left};
+      if (by_block) pack_block(of_block, k, right), run.b = 0;
       for (int64_t panel = left; panel < right; ++panel) {
-        panels_.select(t, panel);
+        by_block ? of_block.select(t, nullptr, block_, panel) : panels_.select(t, panel);
         // Each tile brings its part of the next panel; both are packed then.
-        const bool fetches = g_.workspace && panel + 1 < right && panel >= g_.panels.first_packed;
+        const bool fetches = !by_block && g_.workspace && panel + 1 < right && panel >= g_.panels.first_packed;
         t.next = fetches ? g_.panels.packed(g_.workspace, panel + 1) + k * kCols<T> : nullptr;
         const auto next_rows = [&](int64_t begin) {
           t.y = y_rows + begin, t.c = g_.c ? c_rows + begin : nullptr;
@@ -146,12 +212,35 @@ class Worker {
   }
 
  private:
+  TileArgs<T> tile_args() const {
+    TileArgs<T> t{};
+    t.run_count = 1, t.bias = g_.bias, t.alpha = g_.alpha, t.beta = g_.beta, t.relu = g_.relu;
+    return t;
+  }
+
+  void find_rows(int64_t first, int64_t count, const T** c_rows, T** y_rows) const {
+    for (int64_t r = 0; r < count; ++r) {
+      c_rows[r] = g_.c ? g_.c + (first + r) * g_.s.n : nullptr;
+      y_rows[r] = g_.y + (first + r) * g_.s.n;
+    }
+  }
+
+  // Terms from k on of the panels up to `end`, a few rows of b by all of them.
+  void pack_block(const Panels<T>& block, int64_t k, int64_t end) {
+    const GemmShape& s = g_.s;
+    const int64_t rows = s.transpose_b ? block.rows : kSwept;
+    for (int64_t row = 0; row < block.rows; row += rows)
+      for (int64_t panel = block.first_packed; panel < end; ++panel)
+        pack_panel(s.transpose_b ? g_.b + k : g_.b + (k + row) * s.n, std::min(rows, block.rows - row), s.n,
+                   s.transpose_b ? s.k : s.n, s.transpose_b, panel * kCols<T>, block.packed(block_, panel) + row * kCols<T>);
+  }
+
   const Product<T>& g_;
   const Cut<T>& cut_;
   PanelSource<T> panels_;
   const int64_t blocks_;  // of the sum
   std::unique_ptr<T[]> memory_;
-  T *sums_, *rows_;
+  T *block_, *sums_, *rows_;
 };
 
 void check_precision(Precision precision) {
@@ -173,9 +262,9 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
   if (Narrow<T>::fits(s)) return Narrow<T>::multiply(s, a, b, c, bias, alpha, beta, relu, y, workspace);
   Panels<T> panels = panels_of_b<T>(s);
   const Cut<T> cut(s, panels, b, get_num_threads());
-  if (cut.alone)
+  if (cut.way == Way::kAlone)
     panels.first_packed = 0, workspace = nullptr;
-  else
+  else if (cut.way != Way::kByBlock)
     pack_panels(panels, b, s.transpose_b, workspace);
   const PackPanel<T> pack = pack_panel_of(b, s.k, s.n, s.transpose_b);
   const Product<T> g{s, a, b, c, bias, alpha, beta, relu, y, workspace, panels, pack};
@@ -184,7 +273,8 @@ void gemm(const GemmShape& s, const T* a, const T* b, const T* c, const T* bias,
       [&](Worker<T>& worker, int64_t item) {
         const int64_t chunk = cut.chunk(item), group = cut.group(item);
         const int64_t first = cut.rows.begin(chunk), count = cut.rows.end(chunk) - first;
-        worker.multiply(first, count, panels.count() * group / cut.groups, panels.count() * (group + 1) / cut.groups);
+        const int64_t left = panels.count() * group / cut.groups, right = panels.count() * (group + 1) / cut.groups;
+        cut.way == Way::kSwept ? worker.sweep(left, right) : worker.multiply(first, count, left, right);
       });
 }
 

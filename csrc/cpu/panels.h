@@ -119,6 +119,7 @@ inline bool packed_by_each(int64_t bytes, int64_t readers, int64_t threads) {
 template <class T>
 struct Panels {
   int64_t rows, n, first_packed;
+  Panels(int64_t rows, int64_t n, int64_t first_packed) : rows(rows), n(n), first_packed(first_packed) {}
   // readers: how many rows of tiles will read each panel.
   Panels(int64_t rows, int64_t n, bool transposed, int64_t readers)
       : rows(rows), n(n), first_packed(transposed || readers >= few_readers() * kRows ? 0 : n / kCols<T>) {}
