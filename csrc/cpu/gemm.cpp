@@ -21,12 +21,13 @@ constexpr int64_t kGroup = 16;           // panels per item at the least, unless
 constexpr int64_t kPacked = 8;           // panels from which on it pays to pack the rows that they multiply
 constexpr int64_t kDepth = 512;          // terms of a block of the sum at the most
 constexpr int64_t kLeastWork = 1 << 14;  // multiply-adds that are worth a thread's while
-constexpr int64_t kPage = 4096;          // bytes: between rows of b half as long it is slow to hop
-constexpr int64_t kFewRows = 16;         // that sweep over such a b,
-constexpr int64_t kBeyondL2 = 1 << 19;   // if it has more bytes than this,
-constexpr int64_t kSwept = 8;            // so many of its rows at a time
-constexpr int64_t kSomeRows = 96;        // for which a b of such rows is packed block by block,
-constexpr int64_t kLarge = 2 << 20;      // if they are a page long and it has more bytes than this
+constexpr int64_t kPage = 4096;          // bytes whose address is looked up at once
+constexpr int64_t kFewRows = 16;         // rows at the most that sweep over b
+constexpr int64_t kSwept = 8;            // rows of b that they meet at a time
+constexpr int64_t kBeyondL2 = 1 << 19;   // bytes of b beyond which that pays
+constexpr int64_t kSomeRows = 96;        // rows at the most for which b is packed block by block
+constexpr int64_t kLarge = 2 << 20;      // bytes of b beyond which that pays
+constexpr int64_t kMany = 16;            // or its panels from which on it does, where it is transposed
 constexpr int64_t kBlock = 128 << 10;    // bytes of a block: it stays in L2 beside the rows and their sums
 
 template <class T>
@@ -90,9 +91,10 @@ struct Cut {
  private:
   Way way_of(const GemmShape& s, const Panels<T>& panels, const T* b, int64_t threads) const {
     if (!packed) return Way::kShared;
+    // To hop from one row of b to the next is slow where they are long.
     const int64_t row = s.n * int64_t(sizeof(T)), bytes = panels.bytes();
     if (!s.transpose_b && s.m <= kFewRows && row >= kPage / 2 && bytes > kBeyondL2) return Way::kSwept;
-    if (s.m <= kSomeRows && row >= kPage && bytes > kLarge) return Way::kByBlock;
+    if (s.m <= kSomeRows && (s.transpose_b ? panels.count() >= kMany : row >= kPage && bytes > kLarge)) return Way::kByBlock;
     const bool worthwhile = panels.first_packed == 0 || aligned(b) != b;
     return worthwhile && packed_by_each(bytes, s.m, threads) ? Way::kAlone : Way::kShared;
   }
