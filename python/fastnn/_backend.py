@@ -305,7 +305,7 @@ def set_num_threads(count: int) -> None:
     """Use this many threads in CPU kernels, 1 to 1024; at first, one for each processor that the process may use.
 
     Those are what its affinity allows, and no more than its control groups grant time of, as a container's may. The number
-    changes how long a kernel takes, never a bit of its result. After a kernel its threads stay awake for 0.2 ms, in which the
+    changes how long a kernel takes, never a bit of its result. After a kernel its threads stay awake for 0.5 ms, in which the
     next one may come.
     """
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
