@@ -113,17 +113,20 @@ class WeightItem {
     T* const b = aligned(dy_memory_.get());
     if (dy_packed_) {
       T* to = b;
-      for (const Rows& of : rows_)
-        for (int64_t i = 0; i < of.count; ++i, to += of.length * kCols<T>) {
+      for (const Rows& of : rows_) {
+        const int64_t joined = of.length == s_.wo ? of.count : 1, length = joined * of.length;  // whole rows of an image
+        for (int64_t i = 0; i < of.count; i += joined, to += length * kCols<T>) {
           const T* const from = dy_ + (of.y + i * s_.wo) * s_.k;
-          if (panels_ > 2 && columns_ == s_.k) fetch(from, of.length * s_.k);
+          if (panels_ > 2 && columns_ == s_.k) fetch(from, length * s_.k);
           for (int64_t panel = 0; panel < panels_; ++panel)
-            pack_panel(from, of.length, columns_, s_.k, false, panel * kCols<T>, to + panel * room_ * kCols<T>);
+            pack_panel(from, length, columns_, s_.k, false, panel * kCols<T>, to + panel * room_ * kCols<T>);
         }
+      }
     }
     if (x_packed_) {
-      const int64_t size = (pixels_ + images * halo_ * rows_[0].length) * kAdjacentRows + 2 * kAlign<T>;
-      if (size > x_size_) x_memory_.reset(new T[size_t(size)]), x_size_ = size;
+      x_room_ = (pixels_ + images * halo_ * rows_[0].length + 1) * kAdjacentRows + kAlign<T>;
+      x_room_ = ceil_div(x_room_, kAlign<T>) * kAlign<T>;
+      if (x_room_ > x_size_) x_memory_.reset(new T[size_t(kTogether * x_room_ + kAlign<T>)]), x_size_ = x_room_;
     }
     runs_.resize(size_t(taps)), runs_for_ = 0;
     if (dy_packed_ && !x_packed_)  // tiles go from pixel to pixel
@@ -155,18 +158,7 @@ class WeightItem {
     const int64_t stretch = s_.dw == 1 ? cols.taps : std::min<int64_t>(cols.taps, 1);
     for (int64_t tap = 0; tap < cols.taps; tap += stretch) {
       const int64_t begin = (cols.tap + tap) * s_.c, from = std::max(part_.from - begin, int64_t(0));
-      for_tiles<kAdjacentRows>(std::min(part_.to - begin, stretch * s_.c) - from, [&](int64_t first, int64_t m) {
-        first += from;
-        const T* source = x + tap * s_.dw * s_.c + first;
-        t.step = s_.sw * s_.c;
-        if (x_packed_) {
-          T* to = a;
-          for (const Rows& of : rows_)
-            for (int64_t i = 0; i < of.count + halo_; ++i, to += of.length * m)
-              pack_side_by_side(source + of.x + i * s_.sh * x_row, t.step, true, m, of.length, to);
-          source = a, t.step = m;
-        }
-        find_runs(x_packed_ ? m : 1);
+      const auto add_tile = [&](int64_t first, int64_t m, const T* source) {
         for (int64_t r = r_begin; r < r_end; ++r) {
           const std::vector<Run>& runs = runs_[size_t(r - rows.tap - first_tap)];
           t.runs = runs.data(), t.run_count = int64_t(runs.size());
@@ -179,6 +171,25 @@ class WeightItem {
             t.n = std::min<int64_t>(kCols<T>, columns_ - t.column);
             run_tile<T, false>(m, t);
           }
+        }
+      };
+      const int64_t count = std::min(part_.to - begin, stretch * s_.c) - from, step = s_.sw * s_.c;
+      for_tile_groups<kAdjacentRows, kTogether>(count, [&](int64_t first, const int64_t* heights, int64_t tiles) {
+        first += from;
+        const T* const source = x + tap * s_.dw * s_.c + first;
+        if (x_packed_) {
+          T* to[kTogether];
+          for (int64_t i = 0; i < tiles; ++i) to[i] = a + i * x_room_;
+          pack_adjacent(heights, tiles, to, [&](auto& packer, int64_t row) {
+            for (const Rows& of : rows_)
+              for (int64_t i = 0; i < of.count + halo_; ++i)
+                packer.pack(source + row + of.x + i * s_.sh * x_row, step, of.length);
+          });
+        }
+        for (int64_t i = 0, row = 0; i < tiles; row += heights[i++]) {
+          t.step = x_packed_ ? heights[i] : step;
+          find_runs(x_packed_ ? heights[i] : 1);
+          add_tile(first + row, heights[i], x_packed_ ? a + i * x_room_ : source + row);
         }
       });
     }
@@ -215,8 +226,8 @@ class WeightItem {
   const bool dy_packed_;                   // where more than two tiles read it, or it does not fill its panels
   T* const dw_;
   const std::unique_ptr<T[]> dy_memory_;  // where the block's part of dy is packed
-  std::unique_ptr<T[]> x_memory_;         // where that of x is, for one tile
-  int64_t x_size_ = 0;                    // of it
+  std::unique_ptr<T[]> x_memory_;         // where that of x is, for kTogether tiles
+  int64_t x_room_ = 0, x_size_ = 0;       // of a tile in it; that there is
   std::vector<Rows> rows_;                // the block
   int64_t pixels_ = 0;                    // of it
   int64_t halo_ = 0;                      // rows of x that its rows of taps read besides those under the first

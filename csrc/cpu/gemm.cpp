@@ -116,9 +116,19 @@ struct Product {
 // after the other.
 template <class T>
 void pack_rows(const GemmShape& s, const T* a, int64_t first, int64_t count, int64_t k, int64_t depth, T* packed) {
-  for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
-    pack_side_by_side(s.transpose_a ? a + k * s.m + first + begin : a + (first + begin) * s.k + k, s.transpose_a ? s.m : s.k,
-                      s.transpose_a, m, depth, packed + begin * depth);
+  if (!s.transpose_a)
+    return for_tiles<kAdjacentRows>(count, [&](int64_t begin, int64_t m) {
+      pack_side_by_side(a + (first + begin) * s.k + k, s.k, m, depth, packed + begin * depth);
+    });
+  if (depth == 0) return;
+  for_tile_groups<kAdjacentRows, kTogether>(count, [&](int64_t begin, const int64_t* heights, int64_t tiles) {
+    T* to[kTogether];
+    for (int64_t t = 0, row = begin; t < tiles; row += heights[t++]) to[t] = packed + row * depth;
+    pack_adjacent(heights, tiles, to, [&](auto& packer, int64_t row) {
+      const T* from = a + k * s.m + first + begin + row;
+      packer.pack(from, s.m, depth - 1);
+      packer.finish(from + (depth - 1) * s.m);
+    });
   });
 }
 

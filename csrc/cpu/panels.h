@@ -61,26 +61,70 @@ inline void transpose(const T* from, int64_t ld, int64_t rows, int64_t cols, T* 
     for (int64_t j = i < whole_rows ? whole_cols : 0; j < cols; ++j) to[j * to_ld + i] = from[i * ld + j];
 }
 
-// Packs m rows of a (element (i, k) at a[i * ld + k], or of its transpose: at a[k * ld + i]) as adjacent ones: packed[k * m
-// + i], with room for a vector more.
+// Packs m rows of a (element (i, k) at a[i * ld + k]) as adjacent ones: packed[k * m + i], with room for a vector more.
 template <class T>
-void pack_side_by_side(const T* a, int64_t ld, bool transposed, int64_t m, int64_t depth, T* packed) {
+void pack_side_by_side(const T* a, int64_t ld, int64_t m, int64_t depth, T* packed) {
   constexpr int64_t W = simd::kWidth<T>;
   // Whole vectors are stored; what is too much of one, a later one writes over.
-  if (transposed) {
-    const int64_t last = (m - 1) / W * W;
-    const simd::First<T> rest(m - last);
-    for (int64_t k = 0; k < depth; ++k, a += ld, packed += m) {
-      for (int64_t i = 0; i < last; i += W) simd::store(packed + i, simd::load(a + i));
-      simd::store(packed + last, rest.load(a + last));
-    }
-    return;
-  }
   const int64_t whole = depth / W * W;
   for (int64_t i = (m - 1) / W * W; i >= 0; i -= W)
     for (int64_t k = 0; k < whole; k += W) pack_transposed(a + i * ld + k, ld, m - i, packed + k * m + i, m);
   for (int64_t k = whole; k < depth; ++k)
     for (int64_t i = 0; i < m; ++i) packed[k * m + i] = a[i * ld + k];
+}
+
+constexpr int kTogether = 2;  // tiles whose adjacent rows are packed in one go: a line holds those of several
+
+// The same from rows that are adjacent already (element (i, k) at a[k * ld + i]), term after term, for N tiles of one upon
+// the other.
+template <class T, int N>
+class AdjacentPacker {
+ public:
+  // Each tile's height, and where it goes, with room for a vector more.
+  AdjacentPacker(const int64_t* heights, T* const* to) {
+    for (int t = 0; t < N; ++t) {
+      to_[t] = to[t], height_[t] = heights[t], last_[t] = (heights[t] - 1) / W * W;
+      rest_[t] = simd::First<T>(heights[t] - last_[t]);
+    }
+  }
+
+  // The next terms, of which the first is at a.
+  void pack(const T* a, int64_t ld, int64_t depth) {
+    for (; depth > 0; --depth, a += ld) {
+      const T* from = a;
+#pragma GCC unroll 4
+      for (int t = 0; t < N; from += height_[t], to_[t] += height_[t], ++t) {
+        if constexpr (kAdjacentRows > W)
+          for (int64_t i = 0; i < last_[t]; i += W) simd::store(to_[t] + i, simd::load(from + i));
+        simd::store(to_[t] + last_[t], rest_[t].load(from + last_[t]));
+      }
+    }
+  }
+
+  // The last term, and nothing after it.
+  void finish(const T* a) {
+    for (int t = 0; t < N; a += height_[t], ++t) std::copy_n(a, height_[t], to_[t]);
+  }
+
+ private:
+  static constexpr int64_t W = simd::kWidth<T>;
+  T* to_[N];
+  int64_t height_[N], last_[N];
+  simd::First<T> rest_[N];
+};
+
+// f(packer, first row) for packers of so many tiles, kTogether at the most.
+template <class T, class F>
+void pack_adjacent(const int64_t* heights, int64_t count, T* const* to, F f) {
+  if (count == kTogether) {
+    AdjacentPacker<T, kTogether> packer(heights, to);
+    f(packer, int64_t(0));
+    return;
+  }
+  for (int64_t t = 0, first = 0; t < count; first += heights[t++]) {
+    AdjacentPacker<T, 1> packer(heights + t, to + t);
+    f(packer, first);
+  }
 }
 
 // Packs columns [j, j + kCols) of b (rows x n, or its transpose: element (k, j) at b[j * ld + k]).

@@ -323,6 +323,7 @@ inline int64_t store_chosen(uint32_t bits, V<T> v, Integers<T> w, T* to_v, Eleme
 template <class T>
 class First {
  public:
+  First() = default;
 #if defined(__AVX512F__)
   explicit First(int64_t n) : mask_(__mmask16((1u << n) - 1)) {}
   V<float> load(const float* p) const { return _mm512_maskz_loadu_ps(mask_, p); }
@@ -331,7 +332,7 @@ class First {
   void store(double* p, V<double> v) const { _mm512_mask_storeu_pd(p, __mmask8(mask_), v); }
 
  private:
-  __mmask16 mask_;
+  __mmask16 mask_ = 0;
 #elif defined(__AVX2__)
   explicit First(int64_t n) {
     for (int i = 0; i < kWidth<T>; ++i) mask_[i] = i < n ? -1 : 0;
@@ -349,7 +350,7 @@ class First {
   void store(T* p, V<T> v) const { simd::store(p, v, n_); }
 
  private:
-  int64_t n_;
+  int64_t n_ = 0;
 #endif
 };
 

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "simd.h"
 
@@ -172,6 +173,17 @@ inline void for_tiles(int64_t rows, F f) {
     f(first, m);
     first += m;
   }
+}
+
+// The same tiles in groups of N, the last of fewer: f(first, heights, how many).
+template <int Height, int N, class F>
+inline void for_tile_groups(int64_t rows, F f) {
+  int64_t heights[N], count = 0, begin = 0;
+  for_tiles<Height>(rows, [&](int64_t first, int64_t m) {
+    if (count == 0) begin = first;
+    heights[count++] = m;
+    if (count == N || first + m == rows) f(begin, heights, std::exchange(count, 0));
+  });
 }
 
 // Rows in so many parts of nearly the same size. Of whole tiles, where a part has several: but for the last one's end.
