@@ -101,13 +101,15 @@ class AdjacentPacker {
     }
   }
 
-  // The last term, and nothing after it.
+  // The last term, and nothing after it. Nor did the vectors before it reach further, but for the last tile's: of several,
+  // the others have half a vector of rows at the least.
   void finish(const T* a) {
     for (int t = 0; t < N; a += height_[t], ++t) std::copy_n(a, height_[t], to_[t]);
   }
 
  private:
   static constexpr int64_t W = simd::kWidth<T>;
+  static_assert(ceil_div(kAdjacentRows + 1, 2) >= W / 2);
   T* to_[N];
   int64_t height_[N], last_[N];
   simd::First<T> rest_[N];

@@ -159,7 +159,7 @@ template <class T, bool Gathered>
 void run_tile(int64_t m, const TileArgs<T>& t);
 
 // a / b, rounded up.
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
