@@ -526,6 +526,15 @@ def test_a_sum_of_large_losses_is_finite(tapes):
     assert w.tolist() == [2, 2]
 
 
+def test_tapes_of_other_inputs_are_refused(tapes):
+    launch = _backend.host().native.launch_steps
+    played, losses, _, rates = tapes
+    longer = np.ones(4, "f4")
+    other = _backend.Tape(lambda: ops.relu(longer), [], [longer, rates])
+    with pytest.raises(ValueError, match="the tapes have different inputs"):
+        launch(1, [played[0], other.native], [np.ones(3, "f4"), rates], [losses], [np.empty((1, 3), "f4")])
+
+
 def test_wrong_arrays_are_refused(tapes):
     launch = _backend.host().native.launch_steps
     played, losses, w, rates = tapes
