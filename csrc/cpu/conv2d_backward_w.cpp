@@ -124,8 +124,7 @@ class WeightItem {
       }
     }
     if (x_packed_) {
-      x_room_ = (pixels_ + images * halo_ * rows_[0].length + 1) * kAdjacentRows + kAlign<T>;
-      x_room_ = ceil_div(x_room_, kAlign<T>) * kAlign<T>;
+      x_room_ = (ceil_div((pixels_ + images * halo_ * rows_[0].length) * kAdjacentRows, kAlign<T>) + 1) * kAlign<T>;
       if (x_room_ > x_size_) x_memory_.reset(new T[size_t(kTogether * x_room_ + kAlign<T>)]), x_size_ = x_room_;
     }
     runs_.resize(size_t(taps)), runs_for_ = 0;

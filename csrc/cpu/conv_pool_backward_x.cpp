@@ -237,33 +237,36 @@ void conv2d_max_pool2d_backward_x(const ConvPoolShape& shape, const T* dy, const
   const int64_t size = filter_size<T>(shape);
   const bool by_each = packed_by_each(size * int64_t(sizeof(T)), s.n * g.windows, get_num_threads());
   if (!by_each) parallel_for(parts, [&](int64_t part) { pack(part, aligned(workspace)); });
-  const auto own_filter = [&] {
-    std::unique_ptr<T[]> memory(by_each ? new T[size_t(size + kAlign<T>)] : nullptr);
-    for (int64_t part = 0; memory && part < parts; ++part) pack(part, aligned(memory.get()));
-    return memory;
+  struct Own {
+    std::unique_ptr<T[]> filter;  // null where it is packed for all
+    Winners<T> winners;
+    PatchGradient<T> in_patches;
+    InputGradient<T> in_strips;
+  };
+  const auto make_own = [&] {
+    std::unique_ptr<T[]> own(by_each ? new T[size_t(size + kAlign<T>)] : nullptr);
+    T* const filter = aligned(own ? own.get() : workspace);
+    for (int64_t part = 0; own && part < parts; ++part) pack(part, filter);
+    return Own{std::move(own), Winners<T>(g), {g, filter}, {g, filter}};
   };
 
   const int64_t bands = band_count(s), reach = (s.kh - 1) * s.dh;
-  parallel_for(s.n * bands, own_filter, [&](const std::unique_ptr<T[]>& own, int64_t item) {
-    const T* const filter = aligned(own ? own.get() : workspace);
+  parallel_for(s.n * bands, make_own, [&](Own& own, int64_t item) {
     const int64_t n = item / bands, band = item % bands;
     const int64_t first_row = s.h * band / bands, end_row = s.h * (band + 1) / bands;
     T* image = dx + g.x.at(n, 0, 0);
     std::fill(image + g.x.at(0, first_row, 0), image + g.x.at(0, end_row, 0), T(0));
-    Winners<T> winners(g);
-    const PatchGradient<T> in_patches(g, filter);
-    InputGradient<T> in_strips(g, filter);
     for (int64_t i = 0; i < shape.pool.ho; ++i) {
       // Rows of x that this row of windows can reach.
       const int64_t top = (i * shape.pool.sh - shape.pool.pad_top) * s.sh - s.pad_top;
       if (top >= end_row || top + (shape.pool.kh - 1) * s.sh + reach < first_row) continue;
       for (int64_t begin = i * shape.pool.wo, last = begin + shape.pool.wo; begin < last;) {
-        const int64_t end = std::min(begin + winners.kWindows, last), at = (n * g.windows + begin) * s.k;
-        winners.list(begin, end, dy + at, argmax + at);
+        const int64_t end = std::min(begin + Winners<T>::kWindows, last), at = (n * g.windows + begin) * s.k;
+        own.winners.list(begin, end, dy + at, argmax + at);
         if (patches)
-          in_patches.add(begin, end, winners, first_row, end_row, image);
+          own.in_patches.add(begin, end, own.winners, first_row, end_row, image);
         else
-          in_strips.add(begin, end, winners, first_row, end_row, image);
+          own.in_strips.add(begin, end, own.winners, first_row, end_row, image);
         begin = end;
       }
     }

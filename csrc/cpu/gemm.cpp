@@ -237,14 +237,13 @@ class Worker {
     }
   }
 
-  // Terms from k on of the panels up to `end`, a few rows of b by all of them.
+  // Terms from k on of the panels up to `end`.
   void pack_block(const Panels<T>& block, int64_t k, int64_t end) {
     const GemmShape& s = g_.s;
-    const int64_t rows = s.transpose_b ? block.rows : kSwept;
-    for (int64_t row = 0; row < block.rows; row += rows)
-      for (int64_t panel = block.first_packed; panel < end; ++panel)
-        pack_panel(s.transpose_b ? g_.b + k : g_.b + (k + row) * s.n, std::min(rows, block.rows - row), s.n,
-                   s.transpose_b ? s.k : s.n, s.transpose_b, panel * kCols<T>, block.packed(block_, panel) + row * kCols<T>);
+    if (!s.transpose_b)
+      return pack_rows_of_panels<kSwept>(block, g_.b + k * s.n, 0, block.rows, block.first_packed, end, block_);
+    for (int64_t panel = block.first_packed; panel < end; ++panel)
+      pack_panel(g_.b + k, block.rows, s.n, s.k, true, panel * kCols<T>, block.packed(block_, panel));
   }
 
   const Product<T>& g_;

@@ -192,8 +192,18 @@ struct Panels {
   }
 };
 
-// Packs the panels that are to be, neighbours by one thread: it reads a few rows' parts in all of them before the next rows,
-// as a row's next part lies in the same page.
+// Packs rows [begin, end) of panels [left, right): FewRows at a time by all of these, as a row's next part lies in the same
+// page.
+template <int64_t FewRows, class T>
+void pack_rows_of_panels(const Panels<T>& panels, const T* b, int64_t begin, int64_t end, int64_t left, int64_t right,
+                         T* workspace) {
+  for (int64_t row = begin; row < end; row += FewRows)
+    for (int64_t panel = left; panel < right; ++panel)
+      pack_panel(b + row * panels.n, std::min(FewRows, end - row), panels.n, panels.n, false, panel * kCols<T>,
+                 panels.packed(workspace, panel) + row * kCols<T>);
+}
+
+// Packs the panels that are to be, neighbours by one thread.
 template <class T>
 void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* workspace) {
   constexpr int64_t kElements = 1 << 14;             // that are worth a thread's while
@@ -212,10 +222,7 @@ void pack_panels(const Panels<T>& panels, const T* b, bool transposed, T* worksp
   parallel_for(groups * blocks, [&](int64_t item) {
     const int64_t left = item / blocks * kNeighbours, right = std::min(left + kNeighbours, count);
     const int64_t begin = item % blocks * rows, end = std::min(begin + rows, panels.rows);
-    for (int64_t row = begin; row < end; row += kFewRows)
-      for (int64_t panel = first + left; panel < first + right; ++panel)
-        pack_panel(b + row * panels.n, std::min(kFewRows, end - row), panels.n, panels.n, false, panel * kCols<T>,
-                   panels.packed(workspace, panel) + row * kCols<T>);
+    pack_rows_of_panels<kFewRows>(panels, b, begin, end, first + left, first + right, workspace);
   });
 }
 

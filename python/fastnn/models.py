@@ -430,7 +430,7 @@ class Sequential:
         done without Python between the kernels: up to the first whose loss is NaN or infinite.
         """
         size, optimizer = len(y) // count, self._parts()[0]
-        first_x, first_rows = (x if count == 1 else x[:size], None) if rows is None else (x, rows[:size])
+        first_x, first_rows = (x[:size], None) if rows is None else (x, rows[:size])
         step = self._steps.take(self, first_x, first_rows)
         try:
             if step and step.alone and sample_weight is None:
